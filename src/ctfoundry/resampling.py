@@ -1,0 +1,163 @@
+"""Resampling an array along its axes: one small linear operator per axis.
+
+All regular resampling in the package (spacing changes, views for pretraining, maps back to the scan's grid) is separable:
+output sample k of an axis lies at input position ``start + step * k``. `taps` writes that as a few weighted inputs per
+output; `apply_taps` runs it over whole volumes, and `as_matrix` gives the dense matrix that views multiply with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float32, Int64
+    from torch import Tensor
+
+Rule = Literal["monai", "sitk", "antialias"]
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Output k = sum over t of ``weight[t, k] * input[index[t, k]]``; `inside[k]` says whether it lies within the input."""
+
+    index: Int64[np.ndarray, "taps out"]
+    weight: Float32[np.ndarray, "taps out"]
+    inside: np.ndarray
+    length: int
+
+    def as_matrix(self) -> Float32[np.ndarray, "out in"]:
+        """The same operator as a dense matrix."""
+        matrix = np.zeros((self.index.shape[1], self.length), dtype=np.float32)
+        for index, weight in zip(self.index, self.weight, strict=True):
+            np.add.at(matrix, (np.arange(len(index)), index), weight)
+        return matrix
+
+
+def target_axis(length: int, old: float, new: float, rule: Rule) -> tuple[int, float, float]:
+    """(samples, start, step) of an axis resampled from `old` to `new` millimetres, positions in input voxels.
+
+    - ``monai``: first centres coincide, round((n-1)*old/new + 1) samples (MONAI's Spacing, align_corners off).
+    - ``sitk``: first centres coincide, round(n*old/new) samples (the usual SimpleITK recipe, as FlexiCT's loaders use).
+    - ``antialias``: the field of view is kept, round(n*old/new) samples of exactly `new` mm, centred on it.
+    """
+    step = new / old
+    if rule == "monai":
+        return int(np.round((length - 1) * old / new + 1)), 0.0, step
+    count = max(int(np.round(length * old / new)), 1)
+    if rule == "sitk":
+        return count, 0.0, step
+    return count, (length - count * step) / 2 + (step - 1) / 2, step
+
+
+def taps(length: int, count: int, start: float, step: float, *, antialias: bool = False) -> Taps:
+    """Linear interpolation of `count` samples at ``start + step * k`` from `length` inputs.
+
+    Beyond the ends the last input is repeated. With `antialias` and ``abs(step) > 1`` the triangle is widened by the step and
+    normalised, so that every input counts (as in PIL and in torch's antialiased interpolate).
+    """
+    position = start + step * np.arange(count, dtype=np.float64)
+    inside = (position >= -0.5 - 1e-6) & (position <= length - 0.5 + 1e-6)
+    width = max(abs(step), 1.0) if antialias else 1.0
+    first = np.floor(position - width).astype(np.int64) + 1
+    reach = np.arange(int(np.ceil(2 * width)) + (width > 1.0))
+    index = first[None, :] + reach[:, None]
+    weight = np.clip(1 - np.abs(index - position) / width, 0, None)
+    if antialias and width > 1.0:
+        weight = weight * ((index >= 0) & (index < length))
+        lost = weight.sum(axis=0) <= 0
+        weight[0, lost] = 1
+    weight = weight / weight.sum(axis=0)
+    return Taps(np.clip(index, 0, length - 1), weight.astype(np.float32), inside, length)
+
+
+def is_identity(operator: Taps) -> bool:
+    """Whether the operator copies its input unchanged."""
+    count = operator.index.shape[1]
+    if count != operator.length:
+        return False
+    return bool(
+        np.allclose(operator.as_matrix() if count <= 64 else _diagonal(operator), np.eye(count) if count <= 64 else 1)
+    )
+
+
+def _diagonal(operator: Taps) -> np.ndarray:
+    own = operator.index == np.arange(operator.length)
+    return np.asarray((operator.weight * own).sum(axis=0))
+
+
+def apply_taps(x: Float[Tensor, "..."], operator: Taps, axis: int) -> Float[Tensor, "..."]:
+    """Apply one axis' operator; the result is floating, on the device of `x`."""
+    x = x if x.is_floating_point() else x.float()
+    if is_identity(operator):
+        return x
+    shape = [1] * x.ndim
+    shape[axis] = -1
+    out: Tensor | None = None
+    for index, weight in zip(operator.index, operator.weight, strict=True):
+        if not weight.any():
+            continue
+        part = x.index_select(axis, torch.from_numpy(index).to(x.device))
+        scale = torch.from_numpy(weight).to(x.device, x.dtype).reshape(shape)
+        out = part.mul_(scale) if out is None else out.addcmul_(part, scale)
+    assert out is not None
+    return out
+
+
+def resample(x: Float[Tensor, "... d h w"], operators: tuple[Taps, Taps, Taps]) -> Float[Tensor, "... d h w"]:
+    """Apply the operators of the last three axes, the one that shrinks most first."""
+    gain = [op.index.shape[1] / op.length for op in operators]
+    for axis in sorted(range(3), key=lambda a: gain[a]):
+        x = apply_taps(x, operators[axis], axis - 3)
+    return x
+
+
+def resample_labels(x: np.ndarray, operators: tuple[Taps, Taps, Taps], *, background: int = 0) -> np.ndarray:
+    """Resample a label map class by class: each class' indicator is interpolated, the largest share wins.
+
+    Only the box of each class is touched, so memory stays at two float32 arrays of the output plus one class. A tie
+    goes to the smaller label.
+    """
+    shape = tuple(op.index.shape[1] for op in operators)
+    best = np.zeros(shape, dtype=np.float32)
+    winner = np.full(shape, background, dtype=x.dtype)
+    labels = [int(v) for v in np.unique(x)]
+    everything = (slice(None),) * 3
+    boxes = {
+        label: (everything, everything) if label == background else _reach(x == label, operators) for label in labels
+    }
+    for label in labels:
+        source, target = boxes[label]
+        if any(t.start == t.stop and t.stop is not None for t in target):
+            continue  # too small to reach any output voxel
+        part = [_restrict(op, s, t) for op, s, t in zip(operators, source, target, strict=True)]
+        share = resample(torch.from_numpy((x[source] == label).astype(np.float32)), (part[0], part[1], part[2])).numpy()
+        won = share > best[target]
+        best[target][won] = share[won]
+        winner[target][won] = label
+    return winner
+
+
+def _reach(mask: np.ndarray, operators: tuple[Taps, Taps, Taps]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """The input box of a mask, grown to all inputs that its outputs use, and the output box that it can touch."""
+    source, target = [], []
+    for axis, op in enumerate(operators):
+        hit = mask.any(axis=tuple(a for a in range(3) if a != axis))
+        used_here = np.asarray(hit)[op.index] & (op.weight > 0)
+        touched = np.flatnonzero(used_here.any(axis=0))
+        if touched.size == 0:
+            low, high = 0, 0
+        else:
+            low, high = int(touched[0]), int(touched[-1]) + 1
+        used = op.index[:, low:high]
+        target.append(slice(low, high))
+        source.append(slice(int(used.min()), int(used.max()) + 1) if used.size else slice(0, 0))
+    return tuple(source), tuple(target)
+
+
+def _restrict(op: Taps, source: slice, target: slice) -> Taps:
+    start, stop, _ = source.indices(op.length)
+    return Taps(op.index[:, target] - start, op.weight[:, target], op.inside[target], stop - start)
