@@ -1,0 +1,1 @@
+"""Pictures and maps of what an embedding sees."""

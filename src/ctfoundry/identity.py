@@ -1,0 +1,47 @@
+"""Scans and patients without their names.
+
+An identifier is a hash of content or UID, salted with a secret that stays on the machine (mode 0600), so that nobody can
+confirm a guess. Paths and names appear in one private file of an output folder and on stderr, nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from hashlib import blake2b
+from pathlib import Path
+
+from ctfoundry import files
+
+PRIVATE = "private.json"
+"""Name of the one file (mode 0600) of an output folder that maps identifiers to paths; never exported."""
+
+
+def salt() -> bytes:
+    """The machine's secret: CTFOUNDRY_SALT where set, else a file in the user's configuration folder, made when missing."""
+    given = os.environ.get("CTFOUNDRY_SALT")
+    if given:
+        return given.encode()
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    path = home / "ctfoundry" / "salt"
+    if not path.is_file():
+        files.write_text(path, secrets.token_hex(16), mode=0o600)
+    return path.read_bytes()
+
+
+def name(kind: str, *parts: str) -> str:
+    """``scan-3f9a...`` or ``patient-...``: 12 hexadecimal digits of a salted hash of `parts`.
+
+    >>> os.environ["CTFOUNDRY_SALT"] = "doctest"
+    >>> name("scan", "1.2.3") == name("scan", "1.2.3"), name("scan", "1.2.3") == name("scan", "1.2.4")
+    (True, False)
+    >>> del os.environ["CTFOUNDRY_SALT"]
+    """
+    text = "\0".join(parts).encode()
+    return f"{kind}-{blake2b(text, digest_size=6, key=salt()[:64]).hexdigest()}"
+
+
+def write_private(folder: Path, paths: Mapping[str, str]) -> None:
+    """Record which identifier stands for which path; only the owner may read it."""
+    files.write_json(folder / PRIVATE, dict(sorted(paths.items())), mode=0o600)

@@ -1,0 +1,1 @@
+"""Embeddings on disk, exact retrieval, and the same place in another scan."""

@@ -1,0 +1,113 @@
+"""The models by name, and how an encoder is made from a name, a run folder or a weight file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ctfoundry.encoder import Card, Encoder
+from ctfoundry.errors import UsageError, WeightsError
+from ctfoundry.infer.passes import Extent
+from ctfoundry.keys import Key
+from ctfoundry.preparation import PREPARATIONS
+from ctfoundry.settings import nearest
+
+
+def _ct_fm(name: str, filters: int, preparation: str) -> Card:
+    return Card(
+        name=name,
+        kind="encoder",
+        architecture="segresnet-encoder",
+        arguments={"in_channels": 1, "filters": filters, "blocks": [1, 2, 2, 4, 4]},
+        preparation=PREPARATIONS[preparation],
+        extent=Extent("whole"),
+        level="stage4",
+        vector="mean",
+        weights="random",
+        origin="arXiv 2501.09001",
+    )
+
+
+CARDS: dict[str, Card] = {
+    card.name: card
+    for card in (
+        _ct_fm("ct-fm", 32, "ct-fm"),
+        _ct_fm("ct-fm-small", 16, "ct-fm"),
+        _ct_fm("ct-fm-tiny", 8, "ct-fm-tiny"),
+    )
+}
+"""The zoo: architecture, preparation and extent by name. No weights are shipped."""
+
+
+def build(card: Card) -> torch.nn.Module:
+    """The network that a card describes, with random weights drawn from the card's seed (0 when it has none)."""
+    from ctfoundry.models.initialisation import initialise
+    from ctfoundry.models.segresnet import SegResNetEncoder
+
+    if card.architecture != "segresnet-encoder":
+        raise WeightsError(
+            f"card {card.name!r} names the unknown architecture {card.architecture!r}; known: segresnet-encoder"
+        )
+    arguments: dict[str, Any] = dict(card.arguments)
+    try:
+        network = SegResNetEncoder(**arguments)
+    except TypeError as error:
+        raise WeightsError(f"card {card.name!r}: {error}") from error
+    initialise(network, Key.of("initialise", card.seed or 0))
+    return network
+
+
+def device_of(name: str) -> torch.device:
+    """A torch device from ``auto``, ``cpu`` or ``cuda[:i]``; raises UsageError when it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"{name!r} is no device", do="use auto, cpu or cuda[:i]") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {name!r} was asked for, but torch finds no CUDA device", do="use --device cpu")
+    return device
+
+
+def load_encoder(
+    model: str | Path, *, weights: str | Path | None = None, device: str = "auto", seed: int = 0
+) -> Encoder:
+    """An encoder ready to use, in eval mode.
+
+    Parameters
+    ----------
+    model : a name of the zoo, a run folder, or a ``.safetensors`` file with its card beside it.
+    weights : for a name of the zoo, the ``.safetensors`` file to load, or ``"random"``; random weights come only when asked.
+    device : ``auto``, ``cpu`` or ``cuda[:i]``.
+    seed : of random weights.
+    """
+    from ctfoundry.zoo.files import load_model, load_weights
+
+    place = device_of(device)
+    if str(model) in CARDS:
+        card = CARDS[str(model)]
+        if weights is None:
+            raise WeightsError(
+                f"{model!r} names an architecture; no weights come with it",
+                do="give weights=FILE.safetensors, or weights='random'",
+            )
+        if weights == "random":
+            card = replace(card, seed=seed)
+            return Encoder.of(build(card).to(place), card)
+        network = build(card)
+        digest = load_weights(network, Path(weights))
+        return Encoder.of(network.to(place), replace(card, weights="trained", sha256=digest))
+    path = Path(model)
+    if not path.exists():
+        raise UsageError(
+            f"{str(model)!r} is neither a model of the zoo nor a file or folder; {nearest(str(model), CARDS)}"
+        )
+    if weights is not None:
+        raise UsageError(
+            f"{model}: a run or weight file brings its own weights; weights={weights!r} has no meaning here"
+        )
+    return load_model(path / "model.safetensors" if path.is_dir() else path, device=place)
