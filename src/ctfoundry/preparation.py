@@ -11,6 +11,7 @@ its pretraining did first; the difference is below one output voxel at the borde
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -31,6 +32,10 @@ Rule = Literal["monai", "sitk", "antialias"]
 
 PREPARED_CAP_BYTES = 12 * 2**30
 """Largest float32 tensor that `prepare` makes; larger scans are refused before anything is allocated."""
+
+SAME_GRID_VOXELS = 1e-3
+"""An axis is copied, not interpolated, when no voxel would move by more than this share of a voxel: spacings in files are
+rounded (0.99999994 mm), and a pure crop should be one."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +111,17 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where the resampled voxels lie: voxel k of axis a on ``start[a] + step[a] * k`` of the reoriented source."""
+    """Where the resampled voxels lie: voxel k of axis a on ``start[a] + step[a] * k`` of the reoriented source.
+
+    `source` is the box of the reoriented source that is resampled; no voxel outside it counts, whatever lies there.
+    """
 
     shape: Vec3
     start: tuple[float, float, float]
     step: tuple[float, float, float]
     affine: geometry.Affine
     rule: Rule
+    source: Box
 
     def operators(self, box: Box, source: Box) -> tuple[resampling.Taps, resampling.Taps, resampling.Taps]:
         """Operators that give `box` of the result from `source`, a box of the source (`reads` says which is needed)."""
@@ -122,14 +131,14 @@ class Placement:
         ]
         return made[0], made[1], made[2]
 
-    def reads(self, box: Box, shape: Vec3) -> Box:
-        """The box of the source (of `shape`) that `box` of the result depends on."""
+    def reads(self, box: Box) -> Box:
+        """The box of the source that `box` of the result depends on."""
         ranges = []
-        for (low, high), start, step, n in zip(box, self.start, self.step, shape, strict=True):
+        for (low, high), start, step, (s0, s1) in zip(box, self.start, self.step, self.source, strict=True):
             reach = max(abs(step), 1.0) if self.rule == "antialias" else 1.0
             first, last = start + step * low, start + step * (high - 1)
-            a = int(np.clip(np.floor(min(first, last) - reach) + 1, 0, n - 1))
-            b = int(np.clip(np.ceil(max(first, last) + reach), a + 1, n))
+            a = int(np.clip(np.floor(min(first, last) - reach) + 1, s0, s1 - 1))
+            b = int(np.clip(np.ceil(max(first, last) + reach), a + 1, s1))
             ranges.append((a, b))
         return ranges[0], ranges[1], ranges[2]
 
@@ -164,13 +173,17 @@ class Prepared:
 
 def foreground_box(voxels: np.ndarray, foreground: Foreground | None) -> Box:
     """The box that the foreground crop keeps; the whole volume when nothing is above the threshold."""
-    d, h, w = voxels.shape
-    whole: Box = ((0, d), (0, h), (0, w))
-    box = None if foreground is None else geometry.bounding_box(voxels > foreground.above)
-    if box is None or foreground is None:
-        return whole
+    found = None if foreground is None else geometry.bounding_box(voxels > foreground.above)
+    return kept_box(found, foreground, voxels.shape)
+
+
+def kept_box(found: Box | None, foreground: Foreground | None, shape: Sequence[int]) -> Box:
+    """What the foreground crop keeps of `shape`, given the box of the voxels above its threshold (None: there are none)."""
+    d, h, w = shape
+    if found is None or foreground is None:
+        return (0, d), (0, h), (0, w)
     m = foreground.margin
-    grown = [(max(low - m, 0), min(high + m, n)) for (low, high), n in zip(box, voxels.shape, strict=True)]
+    grown = [(max(low - m, 0), min(high + m, n)) for (low, high), n in zip(found, shape, strict=True)]
     return grown[0], grown[1], grown[2]
 
 
@@ -180,7 +193,9 @@ def place(settings: Resampling, grid: Grid, box: Box | None = None) -> Placement
         raise ContractError(f"the grid is {grid.orientation}, the preparation wants {settings.orientation}")
     ranges = box or ((0, grid.shape[0]), (0, grid.shape[1]), (0, grid.shape[2]))
     axes = [
-        (high - low, 0.0, 1.0) if new is None else resampling.target_axis(high - low, old, new, settings.rule)
+        (high - low, 0.0, 1.0)
+        if new is None or abs(new / old - 1) * (high - low) < SAME_GRID_VOXELS
+        else resampling.target_axis(high - low, old, new, settings.rule)
         for (low, high), old, new in zip(ranges, grid.spacing, settings.spacing, strict=True)
     ]
     start = [low + axis[1] for (low, _), axis in zip(ranges, axes, strict=True)]
@@ -191,6 +206,7 @@ def place(settings: Resampling, grid: Grid, box: Box | None = None) -> Placement
         (step[0], step[1], step[2]),
         geometry.rescaled(grid.affine, step, start),
         settings.rule,
+        ranges,
     )
 
 
