@@ -1,1 +1,1 @@
-"""Networks only, no files."""
+"""Networks only, no files: encoders, heads and what they are made of."""
