@@ -1,0 +1,72 @@
+"""A phantom from its spec."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ctfoundry.geometry import make_affine
+from ctfoundry.keys import Key
+from ctfoundry.phantom import scanner
+from ctfoundry.phantom.abdomen import paint_abdomen
+from ctfoundry.phantom.anatomy import Body
+from ctfoundry.phantom.bones import paint_bones
+from ctfoundry.phantom.canvas import Canvas
+from ctfoundry.phantom.names import LABELS
+from ctfoundry.phantom.space import Pose, Space
+from ctfoundry.phantom.spec import Spec
+from ctfoundry.phantom.thorax import paint_heart, paint_lungs, paint_vessels
+from ctfoundry.phantom.tissue import Tissue
+from ctfoundry.phantom.wall import paint_muscles, paint_wall
+from ctfoundry.volume import AIR, Volume
+
+
+@dataclass(frozen=True, eq=False)
+class Phantom:
+    """A synthetic scan with its truth.
+
+    Attributes
+    ----------
+    ct : int16 HU.
+    labels : uint8, on the same grid, with the names of all structures that phantoms hold (`names.LABELS`).
+    spec : what it was made from; `make(spec)` gives the same bits again.
+    """
+
+    ct: Volume
+    labels: Volume
+    spec: Spec
+
+
+def make(spec: Spec) -> Phantom:
+    """The scan and its label map; a pure function of `spec`."""
+    scan = spec.acquisition
+    body = Body(spec.subject, scan)
+    pose = Pose.of(spec.subject, scan)
+    count = max(int((scan.z_range[1] - scan.z_range[0]) * spec.subject.height / scan.spacing_mm) + 1, 1)
+    fine, margin = scanner.sub_slices(scan), scanner.margin_slices(scan)
+    ox, oy, oz = scan.origin_mm
+    first = oz + scan.z_range[0] * spec.subject.height
+    z = first + (np.arange((count - 1) * fine + 1 + 2 * margin) - margin) * (scan.spacing_mm / fine)
+    # The middle of the patient lies 10 mm in front of the reference point.
+    left = ox + scan.centre_mm[0] - (np.arange(scan.matrix) - (scan.matrix - 1) / 2) * scan.pixel_mm
+    back = oy + 10 + scan.centre_mm[1] - (np.arange(scan.matrix) - (scan.matrix - 1) / 2) * scan.pixel_mm
+    canvas = Canvas.of(Space.of(pose, (z, back, left)))
+    tissue = Tissue(body)
+    paint_wall(canvas, body, tissue)
+    paint_muscles(canvas, body, tissue)
+    paint_lungs(canvas, body, tissue)
+    paint_heart(canvas, body, tissue)
+    paint_bones(canvas, body)
+    paint_vessels(canvas, body, tissue)
+    paint_abdomen(canvas, body, tissue)
+    scanner.add_table(canvas.hu, canvas.labels, back, left, ox, Key.of("phantom", scan.seed, "table"))
+    labels = np.ascontiguousarray(canvas.labels[margin::fine][:count])
+    hu = scanner.scan_body(scanner.average_slices(canvas.hu, scan, count), labels, scan)
+    np.clip(np.rint(hu, out=hu), AIR, 3071, out=hu)
+    affine = make_affine(
+        (scan.spacing_mm, scan.pixel_mm, scan.pixel_mm), "SPL", (float(left[0]), float(back[0]), float(first))
+    )
+    ct = Volume(hu.astype(np.int16), affine, "hu", source=f"phantom-{spec.subject.seed}-{scan.seed}")
+    truth = Volume(labels, affine, "label", names=LABELS, source=ct.source)
+    return Phantom(ct.reorient(scan.orientation), truth.reorient(scan.orientation), spec)

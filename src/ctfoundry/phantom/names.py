@@ -1,0 +1,108 @@
+"""Label ids and names: TotalSegmentator v2's where it has the structure, ids from 200 where it has none.
+
+Source of ids 1 to 117: TotalSegmentator v2 ``map_to_binary.class_map["total"]``. Only structures that the phantoms can hold
+are listed.
+"""
+
+from __future__ import annotations
+
+_THORACIC = {f"vertebrae_T{n}": 44 - n for n in range(1, 13)}
+_LUMBAR = {f"vertebrae_L{n}": 32 - n for n in range(1, 6)}
+_RIBS = {f"rib_{side}_{n}": first + n for side, first in (("left", 91), ("right", 103)) for n in range(1, 13)}
+
+IDS: dict[str, int] = {
+    "spleen": 1,
+    "kidney_right": 2,
+    "kidney_left": 3,
+    "gallbladder": 4,
+    "liver": 5,
+    "stomach": 6,
+    "pancreas": 7,
+    "lung_upper_lobe_left": 10,
+    "lung_lower_lobe_left": 11,
+    "lung_upper_lobe_right": 12,
+    "lung_middle_lobe_right": 13,
+    "lung_lower_lobe_right": 14,
+    "esophagus": 15,
+    "trachea": 16,
+    "small_bowel": 18,
+    "duodenum": 19,
+    "colon": 20,
+    "urinary_bladder": 21,
+    "prostate": 22,
+    "sacrum": 25,
+    **_LUMBAR,
+    **_THORACIC,
+    "vertebrae_C7": 44,
+    "vertebrae_C6": 45,
+    "vertebrae_C5": 46,
+    "heart": 51,
+    "aorta": 52,
+    "superior_vena_cava": 62,
+    "inferior_vena_cava": 63,
+    "portal_vein_and_splenic_vein": 64,
+    "iliac_artery_left": 65,
+    "iliac_artery_right": 66,
+    "iliac_vena_left": 67,
+    "iliac_vena_right": 68,
+    "scapula_left": 71,
+    "scapula_right": 72,
+    "clavicula_left": 73,
+    "clavicula_right": 74,
+    "femur_left": 75,
+    "femur_right": 76,
+    "hip_left": 77,
+    "hip_right": 78,
+    "spinal_cord": 79,
+    "gluteus_maximus_left": 80,
+    "gluteus_maximus_right": 81,
+    "autochthon_left": 86,
+    "autochthon_right": 87,
+    "iliopsoas_left": 88,
+    "iliopsoas_right": 89,
+    **_RIBS,
+    "sternum": 116,
+    "costal_cartilages": 117,
+    "skin": 200,
+    "subcutaneous_fat": 201,
+    "muscle": 202,
+    "visceral_fat": 203,
+    "intervertebral_disc": 204,
+    "table": 205,
+    "pulmonary_artery": 206,
+    "breast": 207,
+}
+"""Structure name to label id. 0 is air."""
+
+LABELS: dict[int, str] = {i: name for name, i in sorted(IDS.items(), key=lambda item: item[1])}
+"""Label id to structure name, in the order of ids."""
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "lung_left": ("lung_upper_lobe_left", "lung_lower_lobe_left"),
+    "lung_right": ("lung_upper_lobe_right", "lung_middle_lobe_right", "lung_lower_lobe_right"),
+    "heart": ("heart",),
+    "aorta": ("aorta",),
+    "liver": ("liver",),
+    "spleen": ("spleen",),
+    "kidney_left": ("kidney_left",),
+    "kidney_right": ("kidney_right",),
+    "stomach": ("stomach",),
+    "bowel": ("small_bowel", "duodenum", "colon"),
+    "urinary_bladder": ("urinary_bladder",),
+    "vertebrae": (*_LUMBAR, *_THORACIC, "vertebrae_C7", "vertebrae_C6", "vertebrae_C5"),
+    "ribs": tuple(_RIBS),
+    "pelvis": ("hip_left", "hip_right", "sacrum"),
+    "muscle": (
+        "muscle",
+        "autochthon_left",
+        "autochthon_right",
+        "iliopsoas_left",
+        "iliopsoas_right",
+        "gluteus_maximus_left",
+        "gluteus_maximus_right",
+    ),
+    "fat": ("subcutaneous_fat", "visceral_fat"),
+    "skin": ("skin",),
+    "table": ("table",),
+}
+"""Eighteen coarse structures. Difficulty is measured on these too, because two dozen ribs with one HU would flatter it."""

@@ -1,0 +1,217 @@
+"""What a phantom is a function of: a patient, and one scan of that patient."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from ctfoundry.errors import UsageError
+from ctfoundry.geometry import parse_code
+from ctfoundry.keys import Key
+
+Sex = Literal["female", "male"]
+View = Literal["chest", "abdomen", "pelvis", "trunk", "torso"]
+Kernel = Literal["soft", "standard", "sharp"]
+Phase = Literal["none", "arterial", "portal", "late"]
+
+Z_RANGE = (-195.0, 500.0)
+"""What the model holds, in body millimetres: from the ischial tuberosities to the root of the neck; 0 is the top of the sacrum."""
+
+_VIEWS: dict[View, tuple[tuple[float, float], tuple[float, float]]] = {
+    "chest": ((110, 300), (400, 500)),
+    "abdomen": ((-60, 90), (230, 380)),
+    "pelvis": ((-195, -110), (0, 170)),
+    "trunk": ((-190, 120), (300, 470)),
+    "torso": ((-195, -150), (470, 500)),
+}
+"""Ranges from which the lower and the upper end of a view are drawn, in body millimetres."""
+_VIEW_ODDS: tuple[tuple[View, float], ...] = (
+    ("chest", 0.28),
+    ("abdomen", 0.28),
+    ("pelvis", 0.14),
+    ("trunk", 0.2),
+    ("torso", 0.1),
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One patient. What is not a field (each organ's place, size, turn, texture) is a function of `seed`.
+
+    Attributes
+    ----------
+    seed : names the patient; two subjects with one seed and other factors are the same patient, otherwise built.
+    sex : decides breasts, prostate and the width of the pelvis.
+    height, width, depth : factors on the reference body along z, x and y.
+    fat_mm : thickness of the subcutaneous fat at the flank, millimetres.
+    visceral : 0 (none) to 1 (much): visceral fat, which also rounds the belly.
+    muscle : factor on the muscles; low values come with fat between the fibres.
+    scoliosis_mm : sideways swing of the spine; everything that hangs on it follows.
+    kyphosis : factor on the curves of the spine in the sagittal plane.
+    diaphragm_mm : how much higher than in the reference the two domes stand, (right, left), at rest.
+    variety : factor on how far organs move, turn and grow independently of each other; 1 is the documented cohort.
+    """
+
+    seed: int
+    sex: Sex = "female"
+    height: float = 1.0
+    width: float = 1.0
+    depth: float = 1.0
+    fat_mm: float = 15.0
+    visceral: float = 0.4
+    muscle: float = 1.0
+    scoliosis_mm: float = 0.0
+    kyphosis: float = 1.0
+    diaphragm_mm: tuple[float, float] = (0.0, 0.0)
+    variety: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width, self.depth, self.muscle) <= 0:
+            raise UsageError("height, width, depth and muscle are factors above 0", where="Subject")
+        if self.fat_mm < 0 or not 0 <= self.visceral <= 1 or self.variety < 0:
+            raise UsageError("fat_mm and variety are not negative, visceral lies in 0..1", where="Subject")
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """One scan of a patient.
+
+    Attributes
+    ----------
+    seed : of the noise.
+    z_range : lower and upper end in body millimetres (see `Z_RANGE`), so that it names the same anatomy in every body.
+    field_mm : diameter of the reconstructed circle; `matrix` : pixels across it.
+    spacing_mm : distance of slice centres; thickness_mm : of what one slice averages.
+    kernel : reconstruction kernel: resolution, edges and the colour of the noise.
+    noise_hu : standard deviation of the noise in an average body's middle; it grows with the patient.
+    phase : of the contrast medium.
+    centre_mm : where the middle of the field lies, (x, y), relative to the patient.
+    tilt_deg : turn of the patient about x (nodding), y (leaning) and z (rolling).
+    breath_mm : how much lower than at rest the diaphragm stands (a deep breath is 25).
+    origin_mm : world point (RAS+) of the patient's reference point.
+    orientation : code of the array's axes, such as "SPL".
+    """
+
+    seed: int
+    z_range: tuple[float, float] = Z_RANGE
+    field_mm: float = 440.0
+    matrix: int = 220
+    spacing_mm: float = 2.0
+    thickness_mm: float = 2.0
+    kernel: Kernel = "standard"
+    noise_hu: float = 15.0
+    phase: Phase = "portal"
+    centre_mm: tuple[float, float] = (0.0, 0.0)
+    tilt_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    breath_mm: float = 0.0
+    origin_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    orientation: str = "SPL"
+
+    def __post_init__(self) -> None:
+        low, high = self.z_range
+        if not Z_RANGE[0] <= low < high <= Z_RANGE[1]:
+            raise UsageError(f"z_range {self.z_range} does not lie within {Z_RANGE}", where="Acquisition")
+        if min(self.field_mm, self.spacing_mm, self.thickness_mm) <= 0 or self.matrix < 8 or self.noise_hu < 0:
+            raise UsageError("field_mm, spacing_mm, thickness_mm > 0, matrix >= 8, noise_hu >= 0", where="Acquisition")
+        parse_code(self.orientation)
+
+    @property
+    def pixel_mm(self) -> float:
+        """Millimetres per pixel in the plane."""
+        return self.field_mm / self.matrix
+
+
+@dataclass(frozen=True)
+class Spec:
+    """All that a phantom is a function of."""
+
+    subject: Subject
+    acquisition: Acquisition
+
+
+def draw(key: Key, *, view: View | None = None, voxel_mm: float | None = None) -> Spec:
+    """A random patient in a random scan.
+
+    `view` fixes which part of the body is scanned (its ends still vary); `voxel_mm` fixes pixel, slice distance and
+    thickness. Otherwise pixels of 1.3 to 3 mm and slices of 1.5 to 6 mm are drawn: coarser than a scanner's, so that a
+    phantom takes a second; give `Acquisition` a matrix of 512 for the real size.
+    """
+    subject = draw_subject(key("subject"))
+    return Spec(subject, draw_acquisition(key("acquisition"), subject, view=view, voxel_mm=voxel_mm))
+
+
+def draw_subject(key: Key) -> Subject:
+    """A random patient; thin and obese, straight and bent ones, with ordinary people in between."""
+    u = {name: float(key(name).uniform()) for name in ("sex", "fat", "visceral", "muscle", "kyphosis", "bent")}
+    h, w, d, curve, right, left = key("normal").normal(6).clip(-2.2, 2.2).tolist()
+    # One patient in five has a spine that swings far, one in five a dome that stands high (paralysed, or full belly).
+    raised = float(key("raised").uniform())
+    return Subject(
+        seed=key.seed() % 2**31,
+        sex="male" if u["sex"] < 0.5 else "female",
+        height=_round(1 + 0.06 * h),
+        width=_round(1 + 0.06 * w),
+        depth=_round(1 + 0.07 * d),
+        fat_mm=_round(3 + 45 * u["fat"] ** 2.2),
+        visceral=_round(0.2 + 0.8 * u["visceral"]),
+        muscle=_round(0.75 + 0.5 * u["muscle"]),
+        scoliosis_mm=_round((22 if u["bent"] < 0.2 else 6) * curve),
+        kyphosis=_round(0.6 + 0.9 * u["kyphosis"]),
+        diaphragm_mm=(
+            _round(12 * right + (35 if raised < 0.1 else 0)),
+            _round(12 * left + (40 if raised > 0.9 else 0)),
+        ),
+    )
+
+
+def draw_acquisition(
+    key: Key, subject: Subject, *, view: View | None = None, voxel_mm: float | None = None
+) -> Acquisition:
+    """A random scan of `subject`; the field follows the patient's size loosely, and cuts some patients off."""
+    view = view or _choose(key("view"), _VIEW_ODDS)
+    low, high = (float(key("end", i).uniform(*ends)) for i, ends in enumerate(_VIEWS[view]))
+    girth = 2 * (155 * subject.width + subject.fat_mm)
+    field = min(max(girth * float(key("field").uniform(0.95, 1.35)), 300.0), 500.0)
+    matrix = int(_choose(key("matrix"), ((160, 0.3), (192, 0.3), (224, 0.25), (256, 0.15))))
+    spacing = float(_choose(key("spacing"), ((1.5, 0.1), (2.0, 0.25), (2.5, 0.2), (3.0, 0.25), (5.0, 0.2))))
+    thickness = spacing * float(_choose(key("thickness"), ((1.0, 0.6), (1.25, 0.2), (2.0, 0.2))))
+    if voxel_mm is not None:
+        matrix = max(round(field / voxel_mm), 8)
+        field, spacing, thickness = matrix * voxel_mm, voxel_mm, voxel_mm
+    roll = 25.0 if float(key("turned").uniform()) < 0.12 else 7.0
+    tilt = key("tilt").normal(3).clip(-2, 2) * (3.0, 3.5, roll / 2)
+    shift, place = key("centre").normal(2).clip(-2, 2) * 16, key("origin").uniform(-1, 1, 3) * (20, 30, 700)
+    kernel: Kernel = _choose(key("kernel"), (("soft", 0.35), ("standard", 0.4), ("sharp", 0.25)))
+    phase: Phase = _choose(key("phase"), (("none", 0.3), ("arterial", 0.22), ("portal", 0.33), ("late", 0.15)))
+    noise = 7 * math.exp(1.3 * float(key("noise").uniform())) * {"soft": 0.8, "standard": 1.0, "sharp": 2.2}[kernel]
+    return Acquisition(
+        seed=key.seed() % 2**31,
+        z_range=(_round(low), _round(max(high, low + 60))),
+        field_mm=field,
+        matrix=matrix,
+        spacing_mm=spacing,
+        thickness_mm=thickness,
+        kernel=kernel,
+        noise_hu=_round(noise),
+        phase=phase,
+        centre_mm=(_round(shift[0]), _round(shift[1])),
+        tilt_deg=(_round(tilt[0]), _round(tilt[1]), _round(tilt[2])),
+        breath_mm=_round(float(key("breath").uniform(-10, 28))),
+        origin_mm=(_round(place[0]), _round(place[1]), _round(place[2])),
+    )
+
+
+def _round(value: float) -> float:
+    """Three digits are plenty, and read well in JSON."""
+    return round(float(value), 3)
+
+
+def _choose(key: Key, odds: tuple[tuple[object, float], ...]):  # type: ignore[no-untyped-def]
+    """One of the options, with the odds beside them."""
+    point = float(key.uniform()) * sum(weight for _, weight in odds)
+    for option, weight in odds:
+        point -= weight
+        if point < 0:
+            return option
+    return odds[-1][0]
