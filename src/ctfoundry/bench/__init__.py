@@ -1,0 +1,1 @@
+"""Our speed against fair alternatives, in one run, as ratios."""

@@ -1,0 +1,1 @@
+"""The self-supervised tasks: views, masks and objectives, one file each."""
