@@ -1,0 +1,13 @@
+"""Volumes in and out: DICOM, NIfTI, NRRD, MetaImage. See docs/readers.md for every rule.
+
+>>> from ctfoundry import io
+>>> io.read("scan.nii.gz")  # doctest: +SKIP
+Volume(hu int16, 133x512x512, 2.50x0.70x0.70 mm, SAL, -1024..3071 HU)
+"""
+
+from ctfoundry.io.discovery import Discovery, Found, Skip, discover
+from ctfoundry.io.kinds import recognise
+from ctfoundry.io.reading import read, write
+from ctfoundry.io.stream import CAP
+
+__all__ = ["CAP", "Discovery", "Found", "Skip", "discover", "read", "recognise", "write"]

@@ -1,0 +1,177 @@
+"""What a file's numbers are: Hounsfield units, labels, or something else. One rule, by the values.
+
+Only DICOM says that its numbers are HU. For every other format `recognise` decides:
+
+1. *label*: whole numbers, none negative, and either at most 16 different values (masks 0/1, 0/255, empty ones too) or at
+   most 1024 different ones that form regions: among neighbours along the last axis whose first is neither 0 nor the
+   largest value, more than half are equal.
+2. *hu*: the smallest value is -200 or lower (a CT holds air, or at least lung or bowel gas; an MR, a PET and an image of
+   0..1, -1..1, 8 bit or HU + 1024 do not), and none is outside -32768..32767.
+3. *other*: the rest. It is read, but every preparation that is made for HU refuses it.
+
+What it cannot know: a signed phase image passes for HU, and a CT cropped to soft tissue (nothing at -200 or below, such as a
+skull-stripped brain) counts as *other*. For those, say ``kind="hu"``.
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+
+import numpy as np
+
+from ctfoundry.errors import NotAScanError, ReadError
+from ctfoundry.volume import AIR, Kind
+
+FEW_VALUES = 16
+"""So few different whole numbers are labels, however they are spread."""
+MOST_VALUES = 1024
+"""More different values are never labels."""
+REGION_SHARE = 0.5
+"""Share of equal neighbours from which whole numbers count as regions. Measured: 0.84 on a map of 89 organs at 0.7 mm;
+0.05 to 0.30 on the same chest as an 8-bit image through usual windows."""
+AIR_HU = -200
+"""Some voxel of a CT in HU is as low as this."""
+FILL_HU = -1500
+"""Values as low as this are a scanner's or a program's fill (-2000, -2048, -3024, -32768 are usual), never measured: noise
+and resampling push air to about -1100."""
+
+
+def recognise(voxels: np.ndarray) -> tuple[Kind, str]:
+    """(kind, reason) of an array (d, h, w) by the rule of this module; the reason is a clause for messages."""
+    low, high = float(voxels.min()), float(voxels.max())
+    whole = is_whole(voxels)
+    if low >= 0 and whole and high < 2**31:
+        count = _count_values(voxels, int(high))
+        if count <= FEW_VALUES:
+            return "label", f"{count} different whole numbers"
+        if count <= MOST_VALUES:
+            share = _region_share(voxels, high)
+            if share > REGION_SHARE:
+                return "label", f"{count} different whole numbers in regions"
+            return "other", f"{count} different whole numbers from {low:g} to {high:g} that form no regions"
+    if low > AIR_HU:
+        return "other", f"the smallest value is {low:g}, so there is no air in HU"
+    if low < -32768 or high > 32767:
+        return "other", f"values from {low:g} to {high:g} are beyond HU"
+    return "hu", f"values from {low:g} to {high:g}"
+
+
+def is_whole(voxels: np.ndarray) -> bool:
+    """Whether all numbers are whole; looks at one slice after the other and stops at the first that is not."""
+    if voxels.dtype.kind in "iu":
+        return True
+    return all(bool((part == np.rint(part)).all()) for part in voxels)
+
+
+def _count_values(voxels: np.ndarray, high: int) -> int:
+    """How many different values there are; stops counting a little over MOST_VALUES."""
+    if high < 1 << 16:
+        seen = np.zeros(high + 1, dtype=bool)
+        for part in voxels:
+            seen[part.astype(np.uint16, copy=False).ravel()] = True
+        return int(seen.sum())
+    values: set[float] = set()
+    for part in voxels:
+        values.update(np.unique(part).tolist())
+        if len(values) > MOST_VALUES:
+            break
+    return len(values)
+
+
+def _region_share(voxels: np.ndarray, high: float) -> float:
+    equal = inner = 0
+    for part in voxels:
+        first, second = part[:, :-1], part[:, 1:]
+        counted = (first != 0) & (first != high)
+        inner += int(np.count_nonzero(counted))
+        equal += int(np.count_nonzero(counted & (first == second)))
+    return equal / inner if inner else 1.0
+
+
+def check_finite(voxels: np.ndarray, where: str | PathLike[str]) -> None:
+    """Raise ReadError, with the count and the first place, when a number is NaN or infinite."""
+    if voxels.dtype.kind != "f":
+        return
+    count, first = 0, None
+    for d, part in enumerate(voxels):
+        bad = ~np.isfinite(part)
+        if bad.any():
+            count += int(bad.sum())
+            if first is None:
+                h, w = np.argwhere(bad)[0].tolist()
+                first = (d, h, w, float(part[h, w]))
+    if first is not None:
+        raise ReadError(
+            f"{count:,} voxels are NaN or infinite, the first at {first[:3]} ({first[3]})",
+            where=where,
+            do="replace them, e.g. by -1024, with the program that made the file",
+        )
+
+
+def scaled(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
+    """``stored * slope + intercept`` as int16 where all are whole and fit, else as float32 (computed in float64)."""
+    if stored.dtype.kind in "iu" and float(slope).is_integer() and float(intercept).is_integer():
+        low, high = sorted(int(v) * int(slope) + int(intercept) for v in (stored.min(), stored.max()))
+        if low >= -32768 and high <= 32767:
+            if (slope, intercept) == (1, 0):
+                return stored.astype(np.int16, copy=False)
+            # Wrapping 16-bit arithmetic is exact when the result fits, so no wider copy is made.
+            result = stored.astype(np.int16)
+            result *= np.array(int(slope)).astype(np.int16)
+            result += np.array(int(intercept)).astype(np.int16)
+            return result
+    if stored.dtype == np.float32 and (slope, intercept) == (1, 0):
+        result = stored
+    else:
+        result = np.empty(stored.shape, dtype=np.float32)
+        for k, part in enumerate(stored):
+            with np.errstate(over="ignore", invalid="ignore"):  # infinities are named by check_finite
+                result[k] = part.astype(np.float64) * slope + intercept
+    return compact(result)
+
+
+def compact(voxels: np.ndarray) -> np.ndarray:
+    """Floating numbers as int16 when all are whole and fit; otherwise unchanged."""
+    if voxels.dtype.kind == "f":
+        low, high = voxels.min(), voxels.max()
+        if low >= -32768 and high <= 32767 and is_whole(voxels):  # False for NaN
+            return voxels.astype(np.int16)
+    return voxels
+
+
+def decide(voxels: np.ndarray, kind: Kind | None, where: str | PathLike[str]) -> Kind:
+    """The kind of `voxels`: recognised, or the caller's `kind` where the values allow it.
+
+    ``"hu"`` is refused for a label map, ``"label"`` for anything but whole numbers from 0; both as NotAScanError.
+    """
+    if kind == "other":
+        return kind
+    own, reason = recognise(voxels)
+    if kind is None or kind == own:
+        return own
+    if kind == "hu" and own == "label":
+        raise NotAScanError(f"is a label map ({reason}), not a scan", where=where, do="read it without kind='hu'")
+    if kind == "label" and not (is_whole(voxels) and voxels.min() >= 0):
+        raise NotAScanError(f"is no label map ({reason})", where=where, do="read it without kind='label'")
+    return kind
+
+
+def as_labels(voxels: np.ndarray) -> np.ndarray:
+    """Labels in the smallest unsigned type that holds them."""
+    high = int(voxels.max())
+    return voxels.astype(np.uint8 if high < 1 << 8 else np.uint16 if high < 1 << 16 else np.uint32, copy=False)
+
+
+def finished(voxels: np.ndarray, kind: Kind) -> tuple[np.ndarray, np.ndarray | None]:
+    """(voxels, valid) as a `Volume` of this kind holds them.
+
+    HU: everything at FILL_HU or below becomes AIR, in place, and is not valid; int16 where whole. Labels: the smallest
+    unsigned type. `valid` is None where nothing was fill.
+    """
+    if kind == "label":
+        return as_labels(voxels), None
+    if kind == "other" or voxels.min() > FILL_HU:
+        return compact(voxels), None
+    valid = voxels > FILL_HU
+    voxels[~valid] = AIR
+    return compact(voxels), valid

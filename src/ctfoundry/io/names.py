@@ -1,0 +1,61 @@
+"""Names of the structures in a label map, from what lies beside it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ctfoundry.errors import ReadError
+
+GENERIC = ("label", "labels", "mask", "masks", "seg", "segmentation", "segmentations")
+"""File stems that name no structure."""
+
+_SUFFIXES = (".gz", ".nii", ".nrrd", ".mha", ".mhd", ".nhdr", ".hdr")
+_TABLE_LIMIT = 1 << 22  # bytes; the largest vocabularies have some thousand lines
+
+
+def stem(path: Path) -> str:
+    """The file's name without the suffixes of the formats read here.
+
+    >>> stem(Path("liver.nii.gz"))
+    'liver'
+    """
+    name = path.name
+    for suffix in _SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name
+
+
+def of_labels(path: Path, labels: np.ndarray) -> dict[int, str] | None:
+    """Names of the labels of the map read from `path`, or None when nothing names them.
+
+    A mask of one label gets the file's stem, unless that is a general word such as "mask". Otherwise ``labels.json``
+    (``{"1": "liver"}``) or else ``structures.csv`` (columns ``structure``, ``id``) in the same folder is used, provided it
+    names every label that occurs.
+    """
+    present = [int(v) for v in np.unique(labels) if v != 0]
+    if len(present) == 1 and stem(path).lower() not in GENERIC:
+        return {present[0]: stem(path)}
+    table = _table(path.parent)
+    return table if table and set(present) <= set(table) else None
+
+
+def _table(folder: Path) -> dict[int, str] | None:
+    as_json, as_csv = folder / "labels.json", folder / "structures.csv"
+    for path in (as_json, as_csv):
+        if path.is_file() and path.stat().st_size <= _TABLE_LIMIT:
+            try:
+                text = path.read_text(encoding="utf-8-sig")
+                if path == as_json:
+                    return {int(k): str(v) for k, v in json.loads(text).items()}
+                return {int(row["id"]): row["structure"] for row in csv.DictReader(text.splitlines())}
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise ReadError(
+                    f"does not name labels ({error})",
+                    where=path,
+                    do='make it {"1": "liver"} or columns structure,id; or move it away',
+                ) from error
+    return None
