@@ -1,0 +1,168 @@
+"""One pretraining run: a recipe, a store, a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ctfoundry import files
+from ctfoundry.encoder import Card, Encoder
+from ctfoundry.errors import UsageError
+from ctfoundry.infer.passes import Extent
+from ctfoundry.pretrain.recipe import Recipe, load_recipe
+from ctfoundry.record import Record
+from ctfoundry.settings import to_data, with_changes
+from ctfoundry.store import Entry, Store, open_store
+from ctfoundry.train import Summary, fit
+from ctfoundry.train.checkpoint import check_same
+from ctfoundry.train.loop import FREE
+from ctfoundry.zoo.files import save_model
+from ctfoundry.zoo.models import device_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Int16
+
+    from ctfoundry.geometry import Box
+    from ctfoundry.pretrain.simclr import IntraSampleSimCLR
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a pretraining run has come to.
+
+    Attributes
+    ----------
+    run, model : the folder and the encoder's weights in it (``model.json`` beside them).
+    recipe : its name.
+    scans, patients : that were trained on.
+    device : where.
+    train : steps, time, last log line, warnings.
+    """
+
+    run: Path
+    model: Path
+    recipe: str
+    scans: int
+    patients: int
+    device: str
+    train: Summary
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some scans of a store."""
+
+    store: Store
+    entries: Sequence[Entry]
+
+    def read(self, id: str, box: Box) -> Int16[np.ndarray, "d h w"]:
+        """As `Store.read`."""
+        return self.store.read(id, box)
+
+
+def pretrain(
+    recipe: Recipe | str | Path,
+    store: Store | str | Path,
+    run: str | Path,
+    *,
+    minutes: float | None = None,
+    steps: int | None = None,
+    changes: Sequence[str] = (),
+    device: str = "auto",
+    patients: Collection[str] | None = None,
+    quiet: bool = False,
+    command: Sequence[str] = ("pretrain",),
+) -> RunSummary:
+    """Pretrain an encoder on the scans of a store; continues the run that it finds in `run`.
+
+    Writes ``recipe.json`` (with the changes), ``metrics.jsonl``, ``checkpoints/``, and at its end ``model.safetensors`` with its
+    card ``model.json``, which `ctfoundry.zoo.load_encoder(run)` loads, and ``run.json``.
+
+    Parameters
+    ----------
+    recipe : one, or its name or file (`load_recipe`).
+    minutes, steps : see `ctfoundry.train.fit`.
+    changes : ``key=value`` changes to the recipe, such as ``train.optimiser.rate=1e-3``.
+    device : ``auto``, ``cpu`` or ``cuda[:i]``.
+    patients : train on the scans of these only.
+    """
+    from ctfoundry.pretrain.simclr import IntraSampleSimCLR
+
+    run = Path(run)
+    chosen = with_changes(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), changes)
+    place = device_of(device)
+    opened = store if isinstance(store, Store) else open_store(store)
+    source = choose(opened, patients)
+    record = Record(command, {"train": chosen.train.seed}, str(place))
+    run.mkdir(parents=True, exist_ok=True)
+    files.sweep(run)
+    kept = run / "recipe.json"
+    if kept.is_file():
+        free = {f"train.{name}" for name in FREE}
+        check_same(json.loads(kept.read_text()), to_data(chosen), kept, free=free)
+    else:
+        files.write_json(kept, to_data(chosen))
+
+    task = IntraSampleSimCLR(chosen)
+    summary = fit(
+        task,
+        source,
+        chosen.train,
+        run,
+        minutes=minutes,
+        steps=steps,
+        device=place,
+        quiet=quiet,
+        title=chosen.name,
+    )
+    seen = {entry.patient for entry in source.entries}
+    save_model(Encoder.of(task.encoder, _card(task, summary, source, len(seen))), run / "model.safetensors")
+    done = RunSummary(run, run / "model.safetensors", chosen.name, len(source.entries), len(seen), str(place), summary)
+    record.inputs = {"recipe": files.digest(to_data(chosen)), "scans": files.digest([e.id for e in source.entries])}
+    record.results = {"scans": done.scans, "patients": done.patients, **asdict(summary)}
+    record.write(run, ["recipe.json", "metrics.jsonl", "model.safetensors", "model.json"])
+    return done
+
+
+def choose(store: Store, patients: Collection[str] | None) -> Chosen:
+    """The scans of some patients (None: all); raises UsageError when there is none."""
+    entries: Sequence[Entry] = store.entries
+    if patients is not None:
+        wanted = set(patients)
+        entries = [store.entries[i] for i, p in enumerate(store.entries.column("patient")) if p in wanted]  # type: ignore[misc]
+    if not len(entries):
+        raise UsageError("the store has no scan to train on", where=store.path, do="prepare scans into it first")
+    return Chosen(store, entries)
+
+
+def _card(task: IntraSampleSimCLR, summary: Summary, source: Chosen, patients: int) -> Card:
+    recipe = task.recipe
+    training: dict[str, Any] = {
+        "recipe": to_data(recipe),
+        "steps": summary.steps,
+        "of_steps": summary.total,
+        "precision": summary.precision,
+        "scans": len(source.entries),
+        "patients": patients,
+        "store_grid": source.store.grid,
+        "seconds": round(summary.seconds, 1),
+        "warnings": list(summary.warnings),
+    }
+    return Card(
+        name=recipe.name,
+        kind="encoder",
+        architecture="segresnet-encoder",
+        arguments={"in_channels": 1, "filters": recipe.model.filters, "blocks": list(recipe.model.blocks)},
+        preparation=task.preparation,
+        extent=Extent("whole"),
+        level=task.level.name,
+        vector="mean",
+        weights="trained",
+        origin=recipe.source,
+        seed=recipe.train.seed,
+        training=training,
+    )

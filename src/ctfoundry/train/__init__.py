@@ -1,0 +1,10 @@
+"""The one training loop: tasks, data in order, schedules, exact checkpoints, monitors.
+
+Imports with torch, numpy and safetensors alone, so that a bare GPU machine can train from a store.
+"""
+
+from ctfoundry.train.loop import LoopSettings, Optimiser, Summary, fit
+from ctfoundry.train.schedule import Schedule
+from ctfoundry.train.task import Draws, Entry, Source, Task
+
+__all__ = ["Draws", "Entry", "LoopSettings", "Optimiser", "Schedule", "Source", "Summary", "Task", "fit"]

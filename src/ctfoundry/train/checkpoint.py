@@ -1,0 +1,140 @@
+"""Exact checkpoints: a folder with weights, optimiser state and counters, there whole or not at all.
+
+``checkpoints/step-00000120/`` holds ``modules.safetensors``, ``optimiser.safetensors`` and ``state.json``, which names the
+SHA-256 of both. It is written under another name, flushed, and renamed: a kill leaves the previous one whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ctfoundry import files
+from ctfoundry.errors import SettingsError, WeightsError
+from ctfoundry.zoo.files import check_state
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_PART = ".part-"
+_TENSORS = ("modules", "optimiser")
+
+
+def write(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
+    """Write the checkpoint of `step` below `folder`; returns its path. `tensors` has ``modules`` and ``optimiser``."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    final, part = folder / f"step-{step:08d}", folder / f"{_PART}{step:08d}-{os.getpid()}"
+    _remove(part)
+    part.mkdir()
+    hashes = {}
+    for name in _TENSORS:
+        path = part / f"{name}.safetensors"
+        with files.whole(path) as temporary:
+            # safetensors takes contiguous tensors only, and channels_last ones are not
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors[name].items()}, temporary)
+        hashes[path.name] = files.sha256(path)
+    files.write_json(part / "state.json", {"step": step, "sha256": hashes, **state})
+    _remove(final)
+    part.replace(final)
+    _flush(folder)
+    return final
+
+
+def prune(folder: Path, keep_every: int) -> None:
+    """Keep the last checkpoint and those of every `keep_every`-th step (0: the last only); sweep what a kill left."""
+    whole = steps(folder)
+    for step in whole[:-1]:
+        if not keep_every or step % keep_every:
+            # renamed first: a kill in the middle of a removal must not leave a part under a valid name
+            gone = folder / f"{_PART}removed-{step:08d}"
+            _remove(gone)
+            (folder / f"step-{step:08d}").replace(gone)
+    for left in folder.glob(_PART + "*"):
+        _remove(left)
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps that have a whole checkpoint, in order."""
+    found = (path.name.removeprefix("step-") for path in folder.glob("step-*") if path.is_dir())
+    return sorted(int(name) for name in found if name.isdigit())
+
+
+def read(folder: Path, step: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """(tensors, state) of a checkpoint; raises WeightsError when a byte of it is not what was written."""
+    from safetensors.torch import load_file
+
+    path = folder / f"step-{step:08d}"
+    advice = f"delete the folder {path.name} to continue from the checkpoint before it"
+    try:
+        state: dict[str, Any] = json.loads((path / "state.json").read_text())
+        for name, digest in state["sha256"].items():
+            if files.sha256(path / name) != digest:
+                raise WeightsError("is not what was written (SHA-256 differs)", where=path / name, do=advice)
+        return {name: load_file(path / f"{name}.safetensors") for name in _TENSORS}, state
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"is no whole checkpoint: {error}", where=path, do=advice) from error
+
+
+def load_strict(modules: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
+    """Load weights; raises WeightsError with the missing, unexpected and mis-shaped names."""
+    check_state(modules.state_dict(), tensors, where)
+    modules.load_state_dict(tensors)
+
+
+def optimiser_state(optimiser: torch.optim.Optimizer, names: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The optimiser's tensors under ``WHAT.PARAMETER``."""
+    return {f"{what}.{name}": v for name, p in names.items() for what, v in optimiser.state.get(p, {}).items()}
+
+
+def load_optimiser(
+    optimiser: torch.optim.Optimizer, names: dict[str, nn.Parameter], tensors: dict[str, Tensor], where: Path
+) -> None:
+    """Take back what `optimiser_state` gave; raises WeightsError when it belongs to other parameters."""
+    for key, value in tensors.items():
+        what, _, name = key.partition(".")
+        parameter = names.get(name)
+        if parameter is None or (what != "step" and value.shape != parameter.shape):
+            raise WeightsError(f"the optimiser state {key!r} {tuple(value.shape)} fits no parameter", where=where)
+        # in the parameter's memory layout: the fused kernel walks both by address
+        slot = torch.empty_like(parameter) if what != "step" else torch.empty((), device=parameter.device)
+        optimiser.state[parameter][what] = slot.detach().copy_(value)
+    missing = [name for name, p in names.items() if tensors and p not in optimiser.state]
+    if missing:
+        raise WeightsError(f"the optimiser state lacks {', '.join(missing[:5])}", where=where)
+
+
+def check_same(was: Any, now: Any, where: Path, *, free: Collection[str] = (), path: str = "") -> None:
+    """Raise SettingsError that names the first setting in which a run differs from how it was begun; `free` ones may."""
+    for name, value in now.items():
+        full, before = path + name, was.get(name)
+        if full in free:
+            continue
+        if isinstance(value, dict) and isinstance(before, dict):
+            check_same(before, value, where, free=free, path=f"{full}.")
+        elif before != value:
+            raise SettingsError(
+                f"the run was begun with {full} = {before!r}, not {value!r}",
+                where=where,
+                do="start a new run, or continue with the settings it was begun with",
+            )
+
+
+def _remove(path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)
+
+
+def _flush(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

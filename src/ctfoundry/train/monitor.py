@@ -1,0 +1,93 @@
+"""What a run says about itself while it trains: one JSON line at each log step, and collapse announced as it happens."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctfoundry import files
+
+
+@dataclass(frozen=True)
+class CollapseRule:
+    """When embeddings count as collapsing. Judged at log steps after the warm-up.
+
+    Attributes
+    ----------
+    gap : smallest difference between positive and negative similarity (cosines); below it, all crops look alike.
+    rank_share : smallest effective rank, as a share of the largest possible one (the smaller of the vectors' number and
+        width); below it, the embedding lives in few directions.
+    patience : log steps in a row for which either must hold.
+    """
+
+    gap: float = 0.02
+    rank_share: float = 0.03
+    patience: int = 3
+
+
+class CollapseWatch:
+    """Counts the log steps in a row that break a `CollapseRule`."""
+
+    def __init__(self, rule: CollapseRule) -> None:
+        self.rule = rule
+        self.streaks = {"gap": 0, "rank": 0}
+
+    def see(self, row: dict[str, Any]) -> list[str]:
+        """What to announce after a log line: a named sentence when a streak reaches the patience or ends after it."""
+        said = []
+        for name, (value, limit, text) in self._readings(row).items():
+            before = self.streaks[name]
+            self.streaks[name] = before + 1 if value < limit else 0
+            if self.streaks[name] == self.rule.patience:
+                said.append(f"collapse ({name}): {text} for {self.rule.patience} log steps")
+            elif before >= self.rule.patience and not self.streaks[name]:
+                said.append(f"recovered ({name}): no longer below {limit:.3g}")
+        return said
+
+    def _readings(self, row: dict[str, Any]) -> dict[str, tuple[float, float, str]]:
+        found = {}
+        if row.get("positive") is not None and row.get("negative") is not None:
+            gap, limit = row["positive"] - row["negative"], self.rule.gap
+            found["gap"] = gap, limit, f"views of one crop are only {gap:.3g} more alike than others (below {limit:g})"
+        if row.get("rank") is not None and row.get("rank_of"):
+            rank, limit = row["rank"], self.rule.rank_share * row["rank_of"]
+            found["rank"] = rank, limit, f"effective rank {rank:.1f} of {row['rank_of']:.0f} (below {limit:.2g})"
+        return found
+
+
+class Metrics:
+    """``metrics.jsonl``. On resume, lines beyond the step that is continued from are dropped."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        self.path = path
+        if path.is_file():
+            lines = [line for line in path.read_text().splitlines() if _step(line) <= step]
+            files.write_text(path, "".join(line + "\n" for line in lines))
+
+    def write(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Append a line and return it: six digits, and null for numbers that JSON has no name for."""
+        line = {name: _plain(value) for name, value in row.items()}
+        files.append_line(self.path, json.dumps(line))
+        return line
+
+
+def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(log lines, warning lines) of a ``metrics.jsonl``."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return [r for r in rows if "warning" not in r], [r for r in rows if "warning" in r]
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return math.inf  # a line that a kill cut short
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
