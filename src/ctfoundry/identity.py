@@ -6,9 +6,10 @@ confirm a guess. Paths and names appear in one private file of an output folder 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -40,6 +41,12 @@ def name(kind: str, *parts: str) -> str:
     """
     text = "\0".join(parts).encode()
     return f"{kind}-{blake2b(text, digest_size=6, key=salt()[:64]).hexdigest()}"
+
+
+def content_digest(paths: Sequence[Path]) -> str:
+    """SHA-256 over the bytes of a scan's files, in an order that does not depend on their names."""
+    each = sorted(files.sha256(path) for path in paths)
+    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
 
 def write_private(folder: Path, paths: Mapping[str, str]) -> None:

@@ -1,0 +1,161 @@
+"""Who is who: patients of scans, and scans that are the same in disguise.
+
+A patient is, in this order: what ``--patients CSV`` says; what a ``patients.csv`` in the scan's folder says (column
+``patient``: file names that begin with it belong to it); the DICOM PatientID; the folder. Then scans that are near
+duplicates join their patients, so that no copy of a training scan is held out.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ctfoundry.errors import UsageError
+from ctfoundry.geometry import Grid, make_affine
+from ctfoundry.volume import AIR, Volume
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32
+
+COARSE_MM = 8.0
+OVERLAP_SHARE = 0.2
+"""Two scans in one frame are compared where they overlap by at least this share of the smaller one."""
+ALIKE = 0.97
+"""Correlation of coarse HU (-1000..1000) above which two scans are near duplicates; unrelated bodies stay below 0.9."""
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV with a header."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as stream:
+            return list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"cannot be read as CSV: {error}", where=path) from error
+
+
+@dataclass(frozen=True)
+class Roster:
+    """Rules that name the patient of a file: exact or leading paths from the CSV, and the root they are relative to."""
+
+    root: Path
+    rows: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, root: Path, table: Path | None) -> Roster:
+        """Rules from a CSV with the columns ``path`` (a file or folder relative to the data folder) and ``patient``."""
+        if table is None:
+            return cls(root)
+        rows = read_csv(table)
+        if not rows or not {"path", "patient"} <= set(rows[0]):
+            raise UsageError(
+                "needs the columns path and patient", where=table, do="path is a file or folder relative to --data"
+            )
+        return cls(root, tuple((row["path"].rstrip("/"), row["patient"]) for row in rows))
+
+    def patient(self, file: Path, dicom_id: str | None) -> str:
+        """A raw name of the patient that `file` belongs to (to be hashed before it is written anywhere)."""
+        relative = file.relative_to(self.root).as_posix()
+        named = [
+            p
+            for path, p in sorted(self.rows, key=lambda r: -len(r[0]))
+            if relative == path or relative.startswith(path + "/")
+        ]
+        if named:
+            return f"csv:{named[0]}"
+        beside = file.parent / "patients.csv"
+        if beside.is_file():
+            names = [row["patient"] for row in read_csv(beside) if row.get("patient")]
+            found = [n for n in sorted(names, key=len, reverse=True) if file.name.startswith(n)]
+            if found:
+                return f"{beside.parent}:{found[0]}"
+        if dicom_id:
+            return f"dicom:{dicom_id}"
+        return f"folder:{file.parent}"
+
+
+@dataclass(frozen=True, eq=False)
+class Coarse:
+    """A scan at 8 mm, SPL, for comparisons; and as a cube of 24 voxels over its field of view."""
+
+    volume: Volume
+    cube: Float32[np.ndarray, "24 24 24"]
+    extent_mm: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, volume: Volume) -> Coarse:
+        """The coarse form of a scan, HU clipped to -1000..1000."""
+        turned = volume.reorient("SPL")
+        clipped = turned.with_voxels(np.clip(turned.voxels, -1000, 1000))
+        d, h, w = (n * s for n, s in zip(turned.shape, turned.spacing, strict=True))
+        cube = clipped.resample((d / 24, h / 24, w / 24)).voxels[:24, :24, :24]
+        return cls(clipped.resample((COARSE_MM,) * 3), cube, (d, h, w))
+
+
+def alike(a: Coarse, b: Coarse) -> str | None:
+    """Why two scans are near duplicates, or None."""
+    sizes = np.array(a.extent_mm) / np.array(b.extent_mm)
+    if (np.abs(sizes - 1) < 0.05).all() and a.cube.shape == b.cube.shape and _correlation(a.cube, b.cube) > ALIKE:
+        return "the same content"
+    low = np.maximum(a.volume.grid.corners.min(0), b.volume.grid.corners.min(0))
+    high = np.minimum(a.volume.grid.corners.max(0), b.volume.grid.corners.max(0))
+    count = np.floor((high - low) / COARSE_MM).astype(int) + 1
+    smaller = min(np.prod(a.volume.shape), np.prod(b.volume.shape))
+    if (count < 3).any() or np.prod(count) < OVERLAP_SHARE * smaller:
+        return None
+    points = make_affine((COARSE_MM,) * 3, "SAR", (low[0], low[1], low[2]))
+    grid = Grid((int(count[2]), int(count[1]), int(count[0])), points)
+    if _correlation(_sample(a.volume, grid), _sample(b.volume, grid)) > ALIKE:
+        return "the same place of one frame with the same content"
+    return None
+
+
+def _sample(volume: Volume, grid: Grid) -> np.ndarray:
+    """Nearest voxels at the centres of a world grid."""
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij"), -1)
+    points = index @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+    place = np.rint(volume.index(points)).astype(int)
+    inside = ((place >= 0) & (place < np.array(volume.shape))).all(-1)
+    clipped = np.clip(place, 0, np.array(volume.shape) - 1)
+    return np.where(inside, volume.voxels[clipped[..., 0], clipped[..., 1], clipped[..., 2]], AIR)
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    if a.std() < 1 or b.std() < 1:
+        return 0.0
+    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+
+
+@dataclass(frozen=True)
+class Twin:
+    """Two scans that are near duplicates, and why."""
+
+    first: str
+    second: str
+    reason: str
+
+
+def find_twins(coarse: Mapping[str, Coarse]) -> list[Twin]:
+    """All pairs of near duplicates."""
+    names = sorted(coarse)
+    pairs = ((a, b) for i, a in enumerate(names) for b in names[i + 1 :])
+    return [Twin(a, b, reason) for a, b in pairs if (reason := alike(coarse[a], coarse[b]))]
+
+
+def merge_patients(patients: Mapping[str, str], twins: Sequence[Twin]) -> dict[str, str]:
+    """Patients of scans after twins joined theirs; the name that sorts first stays."""
+    joined = {p: p for p in patients.values()}
+
+    def root(name: str) -> str:
+        while joined[name] != name:
+            name = joined[name]
+        return name
+
+    for twin in twins:
+        a, b = sorted((root(patients[twin.first]), root(patients[twin.second])))
+        joined[b] = a
+    return {scan: root(patient) for scan, patient in patients.items()}

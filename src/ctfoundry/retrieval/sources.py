@@ -1,0 +1,142 @@
+"""SCAN on the command line: a file, a DICOM folder, ``FOLDER#UID``, ``STORE#ID``, a store, or a folder of scans."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ctfoundry import identity, io
+from ctfoundry.errors import CTFoundryError, UsageError
+from ctfoundry.retrieval.embed import Scan
+from ctfoundry.retrieval.index import Index
+from ctfoundry.store import open_store
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Source:
+    """A scan and the private path it comes from."""
+
+    scan: Scan
+    path: str
+
+
+@dataclass
+class Sources:
+    """Scans by the order given; `failed` names what could not be opened; label maps are counted, never taken for scans."""
+
+    scans: list[Source] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    labels: int = 0
+
+    def one(self, text: str) -> Scan:
+        """The only scan; raises UsageError when there are none or several."""
+        if len(self.scans) != 1:
+            raise UsageError(
+                f"{text!r} names {len(self.scans)} scans, one is needed",
+                do="name one file, FOLDER#SeriesInstanceUID or STORE#ID",
+            )
+        return self.scans[0].scan
+
+
+def resolve(texts: Sequence[str]) -> Sources:
+    """The scans that the arguments name; each byte content once. Raises UsageError for what is not there."""
+    sources = Sources()
+    seen: set[str] = set()
+    for text in texts:
+        for source in _resolve(text, sources):
+            if source.scan.id not in seen:
+                seen.add(source.scan.id)
+                sources.scans.append(source)
+    if not sources.scans and not sources.failed:
+        raise UsageError(
+            f"no CT scan among: {', '.join(texts)}" + (f" ({sources.labels} label maps)" if sources.labels else "")
+        )
+    return sources
+
+
+def _resolve(text: str, sources: Sources) -> list[Source]:
+    folder, sign, name = text.rpartition("#")
+    if sign and (Path(folder) / "store.json").is_file():
+        return _from_store(Path(folder), [name])
+    path = Path(text)
+    if path.is_dir() and (path / "store.json").is_file():
+        return _from_store(path, None)
+    if path.is_dir():
+        return _from_tree(path, sources)
+    if path.is_file() or (sign and Path(folder).is_dir()):
+        root = path.parent if path.is_file() else Path(folder)
+        found = [i for i in io.discover(root).found if path in i.paths or (sign and i.series == name)]
+        if path.is_file() and (not found or len(found[0].paths) > 1):
+            return [_source([path], partial(io.read, path), text)]
+        if not found:
+            raise UsageError(f"no series {name!r} in the folder", where=folder)
+        return [_source(found[0].paths, found[0].read, text)]
+    raise UsageError("no such file or folder", where=text)
+
+
+def _source(paths: Sequence[Path], read: object, path: str) -> Source:
+    digest = identity.content_digest(paths)
+    return Source(Scan(identity.name("scan", digest), digest, read), path)  # type: ignore[arg-type]
+
+
+def _from_store(path: Path, names: Sequence[str] | None) -> list[Source]:
+    store = open_store(path)
+    ids = list(names) if names is not None else [entry.id for entry in store.entries]
+    for id in ids:
+        if id not in store:
+            raise UsageError(f"the store has no scan {id!r}", where=path)
+    return [Source(Scan(id, store.sidecar(id).voxels_sha256, partial(store.volume, id)), f"{path}#{id}") for id in ids]
+
+
+def _from_tree(path: Path, sources: Sources) -> list[Source]:
+    found = []
+    for item in io.discover(path).found:
+        if item.is_label:
+            sources.labels += 1
+            continue
+        if item.problem is not None:
+            sources.failed[identity.name("scan", *map(str, item.paths[:1]))] = str(item.problem.what)
+            continue
+        try:
+            kind = item.read().kind if item.format != "dicom" else "hu"
+        except CTFoundryError as error:
+            sources.failed[identity.name("scan", str(item.path))] = error.what
+            continue
+        if kind == "label":
+            sources.labels += 1
+        else:
+            found.append(_source(item.paths, item.read, item.name))
+    return found
+
+
+def query_in_index(
+    folder: Path, index: Index, query: str, model: str | None, weights: str | None, device: str, seed: int
+) -> tuple[Float[Tensor, "c"], list[str]]:
+    """The query's vector, and the ids that are the query itself: an id of the index, or a scan embedded with `model`."""
+    import json
+
+    from ctfoundry.settings import to_data
+    from ctfoundry.zoo import load_encoder
+
+    if query in index.ids:
+        return index.rows[index.ids.index(query)], [query]
+    scan = resolve([query]).one(query)
+    if scan.id in index.ids:
+        return index.rows[index.ids.index(scan.id)], [scan.id]
+    if model is None:
+        raise UsageError("the query is not in the index", where=query, do="give --model, the one that made the index")
+    encoder = load_encoder(model, weights=weights, device=device, seed=seed)
+    card = json.loads((folder / "card.json").read_text())
+    if card["model"] != to_data(encoder.card):
+        raise UsageError(
+            f"the index was made by {card['model']['name']!r} with other weights or settings", where=folder
+        )
+    name = card["settings"]["vectors"][0]
+    return encoder(scan.read(), levels=(), vectors=(name,)).vectors[name].cpu(), [scan.id]
