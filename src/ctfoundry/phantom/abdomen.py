@@ -78,7 +78,7 @@ def _paint_gallbladder(canvas: Canvas, body: Body, tissue: Tissue) -> None:
 
 
 def _paint_spleen(canvas: Canvas, body: Body, tissue: Tissue) -> None:
-    frame = body.frame("spleen", (5, 10, 9), 0.15, 12)
+    frame = body.frame("spleen", (6, 12, 11), 0.17, 13)
     centre = np.array([-94.0, -34.0, 208 + 0.9 * body.descent[1]]) + frame.shift
     patch = canvas.space.patch(centre - (50, 85, 90), centre + (50, 85, 90))
     if patch is None:
@@ -95,7 +95,7 @@ def _paint_spleen(canvas: Canvas, body: Body, tissue: Tissue) -> None:
 
 def _paint_kidneys(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     for index, (side, name) in enumerate(((1, "right"), (-1, "left"))):
-        frame = body.frame(f"kidney {name}", (5, 5, 11), 0.1, 9)
+        frame = body.frame(f"kidney {name}", (6, 6, 15), 0.12, 10)
         height = 128 + 0.45 * body.descent[index] + (0 if side > 0 else 12)
         fat = body.subject.visceral
         centre = np.array([side * (60 + 8 * fat), float(body.spine(height)) - 12, height]) + frame.shift
@@ -128,7 +128,7 @@ def _paint_pancreas(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     found = tube(canvas.space, line[:, :3], line[:, 3] * frame.factor.mean())
     if found is not None:
         box, d = found
-        x, yy, z = _body_coordinates(canvas, box)
+        x, yy, z = canvas.space.coordinates(box)
         grain = sample(body.key("pancreas"), x, yy, z, blob_mm=9)
         d = d + 2.2 * grain
         canvas.paint(box, d, tissue("pancreas") + 12 * np.minimum(grain, 0.3), "pancreas", over=_FREE)
@@ -140,16 +140,8 @@ def _paint_pancreas(canvas: Canvas, body: Body, tissue: Tissue) -> None:
             canvas.paint(*found, tissue("portal"), "portal_vein_and_splenic_vein", over=("visceral_fat", "pancreas"))
 
 
-def _body_coordinates(canvas: Canvas, box: Slices) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Body x, y, z of the voxels of a box, computed at each voxel (for small boxes)."""
-    z, y, x = (axis[part] for axis, part in zip(canvas.space.axes, box, strict=True))
-    world = np.stack(np.broadcast_arrays(x, y[:, None], z[:, None, None]))
-    bx, by, bz = canvas.space.pose.body(world).astype(np.float32)
-    return bx, by, bz
-
-
 def _paint_bladder(canvas: Canvas, body: Body, tissue: Tissue) -> None:
-    frame = body.frame("bladder", (6, 5, 4), 0.06, 8)
+    frame = body.frame("bladder", (8, 6, 5), 0.06, 8)
     full = float(body.key("bladder", body.acquisition.seed).uniform())  # differs from scan to scan
     radii = np.array([26 + 26 * full, 22 + 18 * full, 16 + 32 * full]) * frame.factor
     centre = np.array([0.0, 28, -136 + radii[2]]) + frame.shift
@@ -175,7 +167,7 @@ def _paint_bladder(canvas: Canvas, body: Body, tissue: Tissue) -> None:
 def _fill(canvas: Canvas, body: Body, tissue: Tissue, box: Slices, distance: Field, name: str, gas: float, wall_mm: float, blob_mm: float) -> None:
     """A hollow organ: wall, content with texture, and gas on top (the patient lies on the back), level as water is."""
     key = body.key(name, body.acquisition.seed)
-    x, y, z = _body_coordinates(canvas, box)
+    x, y, z = canvas.space.coordinates(box)
     grain = sample(key, x, y, z, blob_mm=blob_mm)
     content = 18 + 22 * float(key("content").uniform(-0.6, 1)) + 16 * grain
     before = canvas.labels[box].copy()
@@ -186,11 +178,9 @@ def _fill(canvas: Canvas, body: Body, tissue: Tissue, box: Slices, distance: Fie
     # Gas gathers in pockets that differ along the gut: a slow texture says where, and how deep it reaches.
     pocket = sample(key("gas"), x, np.zeros_like(y), z, blob_mm=90)
     level = gas + 14 * pocket
-    depth = -distance
-    free = canvas.share(level - 0.0 * depth) if np.ndim(level) == 0 else np.clip(0.5 + level / 6, 0, 1)
     world_y = canvas.space.axes[1][box[1]].astype(np.float32)[:, None]
     middle = _middle(own, world_y)
-    above = np.clip(0.5 + (world_y - middle + level - 4) / canvas.space.steps[1], 0, 1) * (free > 0)
+    above = np.clip(0.5 + (world_y - middle + level - 4) / canvas.space.steps[1], 0, 1)
     hu = content + (-960 - content) * above
     under = canvas.hu[box]
     under += share * (hu - under)
@@ -207,7 +197,7 @@ def _middle(own: np.ndarray, world_y: np.ndarray) -> np.ndarray:
 
 
 def _paint_stomach(canvas: Canvas, body: Body, tissue: Tissue) -> None:
-    frame = body.frame("stomach", (6, 6, 7), 0.12, 0)
+    frame = body.frame("stomach", (9, 8, 11), 0.14, 0)
     dx, dy, dz = frame.shift
     up = body.descent[1]
     full = float(body.key("stomach", "full", body.acquisition.seed).uniform(0.6, 1.15))
@@ -217,7 +207,7 @@ def _paint_stomach(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     found = tube(canvas.space, line[:, :3], line[:, 3] * frame.factor.mean() * full)
     if found is not None:
         box, d = found
-        x, y, z = _body_coordinates(canvas, box)
+        x, y, z = canvas.space.coordinates(box)
         d = d + 2.0 * sample(body.key("rugae"), x, y, z, blob_mm=14)
         _fill(canvas, body, tissue, box, d, "stomach", -2.0, 3.5, 11)
 
@@ -261,9 +251,9 @@ def _paint_small_bowel(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     region = np.maximum(region, body.cavity(patch) + 3)
     outer = patch.fine(region)
     loops = patch.fine(sample(key, patch.x, patch.y, patch.z, blob_mm=30))
-    fat = float(0.05 + 0.65 * body.subject.visceral)
+    mesentery = float(0.14 + 0.5 * body.subject.visceral)
     # The texture changes by about one deviation in ten millimetres: that turns it into a distance.
-    distance = np.maximum((fat - 0.55 - np.abs(loops + 0.2)) * np.float32(11), outer)
+    distance = np.maximum((mesentery - np.abs(loops + 0.2)) * np.float32(11), outer)
     fold = patch.fine(sample(key("fold"), patch.x, patch.y, patch.z, blob_mm=14))
     wall = tissue("bowel") + 8 * fold
     canvas.paint(patch.box, distance, wall, "small_bowel", over=_FREE)

@@ -40,7 +40,7 @@ _CAGE = np.array([
     (500, 30, 12, -48)])  # fmt: skip
 # z: half width, front, back of the abdominal and pelvic cavity
 _CAVITY = np.array([
-    (-185, 40, 38, -60), (-165, 52, 46, -72), (-120, 60, 62, -84), (-60, 82, 78, -72), (0, 108, 82, -38),
+    (-185, 22, 30, -55), (-165, 34, 44, -68), (-120, 48, 62, -82), (-60, 76, 78, -74), (0, 108, 82, -38),
     (60, 112, 86, -44), (120, 115, 91, -58), (180, 121, 95, -72), (240, 128, 96, -81), (300, 130, 92, -88)])  # fmt: skip
 
 
@@ -116,12 +116,17 @@ class Body:
         lump = 1 + 0.12 * np.sin(patch.x / 60 + subject.seed % 7) + 0.1 * np.sin(patch.z / 55 + subject.seed % 5)
         skin = d - (3.0 + subject.fat_mm * share * lump)
         if subject.sex == "female":
-            size = 0.85 + 0.25 * float(self.key("breast").normal().clip(-1.5, 1.5)) + 0.008 * subject.fat_mm
+            size = self.breast_size
             for side in (-1, 1):
-                chest = [side * 82.0, 78.0 + 8 * size, 322.0]
-                bump = ellipsoid(patch, chest, (58 * size, 42 * size, 56 * size))
+                chest = [side * 80.0, 82.0 + 10 * size, 322.0]
+                bump = ellipsoid(patch, chest, (60 * size, 50 * size, 60 * size))
                 skin = np.minimum(skin, bump)
         return d, skin
+
+    @cached_property
+    def breast_size(self) -> float:
+        """Factor on the breasts' radii."""
+        return 0.85 + 0.2 * float(self.key("breast").normal().clip(-1.5, 1.5)) + 0.008 * self.subject.fat_mm
 
     def cage(self, patch: Patch) -> tuple[np.ndarray, np.ndarray]:
         """Distance to the middle of the ribs, and the normalised radius."""

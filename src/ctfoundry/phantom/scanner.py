@@ -10,6 +10,7 @@ from ctfoundry.keys import Key
 from ctfoundry.phantom.names import IDS
 from ctfoundry.phantom.spec import Acquisition, Kernel
 from ctfoundry.phantom.texture import bell
+from ctfoundry.volume import AIR
 
 if TYPE_CHECKING:
     from jaxtyping import Float32, UInt8
@@ -64,18 +65,24 @@ def taps(sigma: float) -> np.ndarray:
 
 def smooth(x: Field, weights: np.ndarray, axis: int) -> Field:
     """Symmetric filter along one axis; beyond the ends the last sample is repeated."""
-    reach = len(weights) // 2
-    pad = [(0, 0)] * x.ndim
-    pad[axis] = (reach, reach)
-    wide = np.pad(x, pad, mode="edge")
+    reach = min(len(weights) // 2, x.shape[axis] - 1)
+    centre = len(weights) // 2
+    out = x * np.float32(weights[centre])
+    scratch = np.empty_like(x)
     lead = (slice(None),) * axis
-    n = x.shape[axis]
-    out = x * np.float32(weights[reach])
+    first, last = x[(*lead, slice(0, 1))], x[(*lead, slice(-1, None))]
     for k in range(1, reach + 1):
-        pair = wide[(*lead, slice(reach - k, reach - k + n))] + wide[(*lead, slice(reach + k, reach + k + n))]
-        pair *= np.float32(weights[reach + k])
-        out += pair
+        part = np.multiply(x, np.float32(weights[centre + k]), out=scratch)
+        out[(*lead, slice(k, None))] += part[(*lead, slice(None, -k))]
+        out[(*lead, slice(None, -k))] += part[(*lead, slice(k, None))]
+        out[(*lead, slice(None, k))] += np.float32(weights[centre + k]) * first
+        out[(*lead, slice(-k, None))] += np.float32(weights[centre + k]) * last
     return out
+
+
+def in_plane(x: Field, weights: np.ndarray) -> Field:
+    """The same filter along rows and columns."""
+    return smooth(smooth(x, weights, 2), weights, 1)
 
 
 def add_table(
@@ -107,21 +114,27 @@ def add_table(
     np.copyto(labels[:, part], np.uint8(IDS["table"]), where=free & (share[part] >= 0.5))
 
 
-def noise(key: Key, shape: tuple[int, int, int], scan: Acquisition) -> Field:
-    """Noise of deviation 1, coloured in the plane by the kernel and along z where slices overlap."""
-    sigma, emptied = GRAIN_MM[scan.kernel]
-    pixel = scan.pixel_mm
+def white_noise(key: Key, shape: tuple[int, int, int], scan: Acquisition) -> Field:
+    """White noise of deviation 1, correlated along z only as far as slices overlap."""
     out = bell(key, shape)
-    narrow = taps(sigma / pixel)
-    out = smooth(smooth(out, narrow, 2), narrow, 1)
-    if emptied:
-        wide = taps(2.5 * sigma / pixel)
-        out -= np.float32(emptied) * smooth(smooth(out, wide, 2), wide, 1)
-    overlap = scan.thickness_mm / scan.spacing_mm - 1
+    overlap = min(scan.thickness_mm / scan.spacing_mm - 1, 1.0)
     if overlap > 0:
-        side = min(overlap, 1.0) / 2
-        out = smooth(out, np.array([side, 1.0, side]), 0)
-    out /= out[:: max(shape[0] // 16, 1)].std()
+        weights = np.array([overlap / 2, 1.0, overlap / 2])
+        out = smooth(out, weights / np.sqrt((weights**2).sum()), 0)
+    return out
+
+
+def colour(white: Field, scan: Acquisition) -> Field:
+    """White noise coloured in the plane by the kernel; its deviation stays 1."""
+    sigma, emptied = GRAIN_MM[scan.kernel]
+    narrow, wide = taps(sigma / scan.pixel_mm), taps(2.5 * sigma / scan.pixel_mm)
+    out = in_plane(white, narrow)
+    kernel = np.outer(narrow, narrow)
+    if emptied:
+        out -= np.float32(emptied) * in_plane(out, wide)
+        both = np.outer(np.convolve(narrow, wide), np.convolve(narrow, wide))
+        kernel = np.pad(kernel, len(wide) // 2) - emptied * both
+    out *= np.float32(1 / np.sqrt((kernel**2).sum()))
     return out
 
 
@@ -143,30 +156,37 @@ def attenuation(labels: UInt8[np.ndarray, "d h w"], scan: Acquisition) -> tuple[
 
 def scan_body(hu: Field, labels: UInt8[np.ndarray, "d h w"], scan: Acquisition) -> Field:
     """Blur, edges, noise and the reconstructed circle, on averaged slices; the result is float32."""
-    weights = taps(RESOLUTION_MM[scan.kernel] / scan.pixel_mm)
-    out = smooth(smooth(hu, weights, 2), weights, 1)
-    if OVERSHOOT[scan.kernel]:
-        wide = taps(1.4 / scan.pixel_mm)
-        out += np.float32(OVERSHOOT[scan.kernel]) * (out - smooth(smooth(out, wide, 2), wide, 1))
-    key = Key.of("phantom", scan.seed, "noise")
-    if scan.noise_hu > 0:
-        factor, streak = attenuation(labels, scan)
-        grain = noise(key, hu.shape, scan)
-        if streak.max() > 0.05:
-            rows = np.flatnonzero(streak > 0.05)
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
-            long = smooth(grain[part], taps(9 / scan.pixel_mm), 2)
-            long *= np.float32(1 / max(float(long.std()), 1e-6))
-            share = streak[part, None, None]
-            grain[part] = grain[part] * np.sqrt(1 - share**2) + long * share
-        grain *= (scan.noise_hu * factor)[:, None, None]
-        # Far from the middle fewer tissues attenuate: the noise falls to two thirds at the edge.
-        h, w = hu.shape[1:]
-        v, u = np.linspace(-1, 1, h)[:, None], np.linspace(-1, 1, w)
-        grain *= (1.1 - 0.45 * np.clip(u * u + v * v, 0, 1)).astype(np.float32)
-        out += grain
-    v = (np.arange(out.shape[1]) - (out.shape[1] - 1) / 2)[:, None]
-    u = np.arange(out.shape[2]) - (out.shape[2] - 1) / 2
-    outside = v * v + u * u > (scan.matrix / 2) ** 2
-    out[:, outside] = -1024
+    factor, streak = attenuation(labels, scan)
+    white = white_noise(Key.of("phantom", scan.seed, "noise"), labels.shape, scan)
+    h, w = labels.shape[1:]
+    v = ((np.arange(h) - (h - 1) / 2) / (scan.matrix / 2))[:, None] ** 2
+    radius = v + ((np.arange(w) - (w - 1) / 2) / (scan.matrix / 2)) ** 2
+    # Far from the middle fewer tissues attenuate: the noise falls to two thirds at the edge.
+    deviation = (scan.noise_hu * (1.1 - 0.45 * np.clip(radius, 0, 1))).astype(np.float32)
+    out = np.empty(hu.shape, dtype=np.float32)
+    for start in range(0, len(out), 8):  # a few slices at a time stay in the cache
+        part = slice(start, start + 8)
+        out[part] = _blur(hu[part], scan)
+        if scan.noise_hu > 0:
+            grain = _streaked(colour(white[part], scan), streak[part], scan)
+            grain *= factor[part, None, None] * deviation
+            out[part] += grain
+    out[:, radius > 1] = AIR
     return out
+
+
+def _blur(hu: Field, scan: Acquisition) -> Field:
+    out = in_plane(hu, taps(RESOLUTION_MM[scan.kernel] / scan.pixel_mm))
+    if OVERSHOOT[scan.kernel]:
+        out += np.float32(OVERSHOOT[scan.kernel]) * (out - in_plane(out, taps(1.4 / scan.pixel_mm)))
+    return out
+
+
+def _streaked(grain: Field, streak: np.ndarray, scan: Acquisition) -> Field:
+    """Noise of which a share, slice by slice, is drawn out sideways; the deviation stays."""
+    for index in np.flatnonzero(streak > 0.05):
+        one = grain[index : index + 1]
+        long = smooth(one, taps(9 / scan.pixel_mm), 2)
+        long *= streak[index] / max(float(long.std()), 1e-6)
+        grain[index] = one[0] * np.sqrt(1 - streak[index] ** 2) + long[0]
+    return grain

@@ -22,7 +22,13 @@ def tube(
 
     Between two points the radius changes linearly with the place of the nearest point of the axis. None: out of view.
     """
-    world = space.pose.world(np.asarray(points, dtype=np.float64))
+    return tube_in_world(space, space.pose.world(np.asarray(points, dtype=np.float64)), radii, margin=margin)
+
+
+def tube_in_world(
+    space: Space, world: np.ndarray, radii: Sequence[float] | np.ndarray, *, margin: float | None = None
+) -> tuple[Slices, Field] | None:
+    """`tube` for points in world millimetres."""
     radii = np.broadcast_to(np.asarray(radii, dtype=np.float64), len(world))
     extra = 1.5 * max(space.steps) if margin is None else margin
     box = _box(space, world, float(radii.max()) + extra)

@@ -107,13 +107,37 @@ class Patch:
     x: Field
     y: Field
     z: Field
-    up: tuple[np.ndarray, np.ndarray, np.ndarray]
+    strides: tuple[int, int, int]
 
     def fine(self, values: np.ndarray) -> Field:
         """Lattice values at the voxels of the box."""
-        d, h, w = values.shape
-        t = (self.up[0] @ np.ascontiguousarray(values, dtype=np.float32).reshape(d, h * w)).reshape(-1, h, w)
-        return np.matmul(np.matmul(self.up[1], t), self.up[2].T)
+        out = np.asarray(values, dtype=np.float32)
+        for axis in (2, 1, 0):  # planes last: nearly all the work is then on contiguous memory
+            out = _stretch(out, self.strides[axis], self.box[axis].stop - self.box[axis].start, axis)
+        return out
+
+
+def _stretch(x: np.ndarray, stride: int, count: int, axis: int) -> np.ndarray:
+    """Linear interpolation of `count` samples at 0, 1/stride, 2/stride, ... along one axis (no BLAS: its threads spin)."""
+    if stride == 1:
+        return x[(slice(None),) * axis + (slice(count),)]
+    x = np.moveaxis(x, axis, 0)
+    rise = np.empty_like(x)
+    np.subtract(x[1:], x[:-1], out=rise[:-1])
+    rise[-1] = 0
+    shape = list(x.shape)
+    shape[0] = count
+    # Memory is laid out as the result will be read: the stretched axis keeps its place.
+    order = [shape[1:][i] for i in range(axis)] + [count] + shape[1 + axis :]
+    out = np.moveaxis(np.empty(order, dtype=np.float32), axis, 0)
+    for part in range(stride):
+        target = out[part::stride]
+        if part == 0:
+            target[:] = x[: len(target)]
+        else:
+            np.multiply(rise[: len(target)], np.float32(part / stride), out=target)
+            target += x[: len(target)]
+    return np.moveaxis(out, 0, axis)
 
 
 @dataclass(frozen=True)
@@ -147,6 +171,19 @@ class Space:
         """Edge of a cube with a voxel's volume."""
         return float(np.cbrt(np.prod(self.steps)))
 
+    def coordinates(self, box: Slices) -> tuple[Field, Field, Field]:
+        """Body x, y, z of the voxels of a box."""
+        part, skip = [], []
+        for s, stride in zip(box, self.strides, strict=True):
+            part.append(slice(s.start // stride, (s.stop - 1) // stride + 2))
+            skip.append(s.start % stride)
+        wide = tuple(slice(s.start - k, s.stop) for s, k in zip(box, skip, strict=True))
+        x, y, z = self.lattice[(slice(None), *part)]
+        patch = Patch((wide[0], wide[1], wide[2]), x, y, z, self.strides)
+        cut = tuple(slice(k, None) for k in skip)
+        fx, fy, fz = (patch.fine(c)[cut] for c in (x, y, z))
+        return fx, fy, fz
+
     def patch(self, low: Sequence[float], high: Sequence[float]) -> Patch | None:
         """The box of voxels that holds the body box from `low` to `high` (x, y, z), or None when it is out of view."""
         inside = np.ones(self.lattice.shape[1:], dtype=bool)
@@ -163,15 +200,12 @@ class Space:
             if last == first:
                 first, last = max(first - 1, 0), max(last, 1)
             ranges.append((first, last))
-        box, up = [], []
+        box = []
         for (first, last), stride, count in zip(ranges, self.strides, self.shape, strict=True):
             start, stop = first * stride, min(last * stride + 1, count)
             if stop <= start:
                 return None
-            position = np.arange(stop - start) / stride
-            weight = np.clip(1 - np.abs(position[:, None] - np.arange(last - first + 1)), 0, None)
             box.append(slice(start, stop))
-            up.append(weight.astype(np.float32))
         part = tuple(slice(first, last + 1) for first, last in ranges)
         x, y, z = self.lattice[(slice(None), *part)]
-        return Patch((box[0], box[1], box[2]), x, y, z, (up[0], up[1], up[2]))
+        return Patch((box[0], box[1], box[2]), x, y, z, self.strides)

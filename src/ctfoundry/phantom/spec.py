@@ -19,10 +19,10 @@ Z_RANGE = (-195.0, 500.0)
 """What the model holds, in body millimetres: from the ischial tuberosities to the root of the neck; 0 is the top of the sacrum."""
 
 _VIEWS: dict[View, tuple[tuple[float, float], tuple[float, float]]] = {
-    "chest": ((110, 300), (400, 500)),
-    "abdomen": ((-60, 90), (230, 380)),
-    "pelvis": ((-195, -110), (0, 170)),
-    "trunk": ((-190, 120), (300, 470)),
+    "chest": ((80, 330), (390, 500)),
+    "abdomen": ((-120, 130), (200, 400)),
+    "pelvis": ((-195, -70), (-10, 190)),
+    "trunk": ((-190, 120), (280, 480)),
     "torso": ((-195, -150), (470, 500)),
 }
 """Ranges from which the lower and the upper end of a view are drawn, in body millimetres."""
@@ -174,7 +174,7 @@ def draw_acquisition(
     girth = 2 * (155 * subject.width + subject.fat_mm)
     field = min(max(girth * float(key("field").uniform(0.95, 1.35)), 300.0), 500.0)
     matrix = int(_choose(key("matrix"), ((160, 0.3), (192, 0.3), (224, 0.25), (256, 0.15))))
-    spacing = float(_choose(key("spacing"), ((1.5, 0.1), (2.0, 0.25), (2.5, 0.2), (3.0, 0.25), (5.0, 0.2))))
+    spacing = float(_choose(key("spacing"), ((1.5, 0.08), (2.0, 0.25), (2.5, 0.22), (3.0, 0.25), (5.0, 0.2))))
     thickness = spacing * float(_choose(key("thickness"), ((1.0, 0.6), (1.25, 0.2), (2.0, 0.2))))
     if voxel_mm is not None:
         matrix = max(round(field / voxel_mm), 8)

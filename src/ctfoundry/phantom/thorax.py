@@ -8,7 +8,7 @@ from ctfoundry.keys import Key
 from ctfoundry.phantom.anatomy import Body
 from ctfoundry.phantom.canvas import Canvas
 from ctfoundry.phantom.names import IDS
-from ctfoundry.phantom.shapes import ellipsoid, smooth_min, smooth_path, tube
+from ctfoundry.phantom.shapes import ellipsoid, smooth_min, smooth_path, tube, tube_in_world
 from ctfoundry.phantom.space import Patch, rotation
 from ctfoundry.phantom.texture import sample
 from ctfoundry.phantom.tissue import Tissue
@@ -66,11 +66,11 @@ def _paint_lung(canvas: Canvas, body: Body, tissue: Tissue, patch: Patch, side: 
         _paint_fissure(canvas, patch, np.maximum(np.abs(horizontal) - 0.5, -oblique), mask)
     np.copyto(labels, ids.astype(np.uint8), where=mask)
     _paint_fissure(canvas, patch, np.abs(oblique * np.float32(0.7)) - 0.5, mask)
-    target = points_inside(key, patch, mask, 90)
+    target = points_inside(key, patch, mask, 130)
     if len(target) > 8:
         hilum = np.array([side * 24.0, 4 + float(body.spine(340.0)) + 28, 340 - 0.4 * body.acquisition.breath_mm])
         blood = 0.5 * (tissue("right_heart") + tissue("artery"))
-        paint_tree(canvas, hilum, target, blood, over=LUNGS, leaf_mm=0.85)
+        paint_tree(canvas, hilum, target, blood, over=LUNGS, leaf_mm=1.15)
 
 
 def _paint_fissure(canvas: Canvas, patch: Patch, distance: np.ndarray, mask: np.ndarray) -> None:
@@ -97,34 +97,36 @@ def paint_tree(
 
     A branch that feeds n leaves has the radius ``leaf_mm * n ** (1/3)`` (Murray's law).
     """
-    todo = [(root, targets)]
+    todo, ends, radii = [(root, targets)], [], []
     while todo:
         start, group = todo.pop()
         centre = group.mean(axis=0)
         # Branch early for large groups, so that daughters leave at an angle.
         fork = centre if len(group) == 1 else start + (centre - start) * (0.35 if len(group) > 20 else 0.5)
-        radius = leaf_mm * len(group) ** (1 / 3)
-        found = tube(canvas.space, np.stack([start, fork]), [radius, radius * 0.85])
-        if found is not None:
-            box, distance = found
-            canvas.paint(box, distance, hu, None, over=over)
+        ends += [start, fork]
+        radii.append(leaf_mm * len(group) ** (1 / 3))
         if len(group) > 1:
             axis = int(np.argmax(np.ptp(group, axis=0)))
             order = np.argsort(group[:, axis], kind="stable")
             half = len(group) // 2
             todo += [(fork, group[order[:half]]), (fork, group[order[half:]])]
+    world = canvas.space.pose.world(np.array(ends)).reshape(-1, 2, 3)
+    for line, radius in zip(world, radii, strict=True):
+        found = tube_in_world(canvas.space, line, [radius, radius * 0.85])
+        if found is not None:
+            canvas.paint(*found, hu, None, over=over)
 
 
 def paint_heart(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     """Heart with four chambers (seen with contrast only), in its fat."""
     frame = body.frame("heart", (7, 5, 4), 0.09, 7)
     apex = 0.5 * sum(body.domes) - 260
-    centre = np.array([-20.0, 36.0 + 0.6 * float(body.spine(300.0)) + 16, 312 + 0.85 * apex]) + frame.shift
+    centre = np.array([-20.0, 36.0 + 0.6 * float(body.spine(300.0)) + 16, 300 + 0.9 * apex]) + frame.shift
     radii = np.array([62.0, 43.0, 50.0]) * frame.factor
     patch = canvas.space.patch(centre - 90, centre + 90)
     if patch is None:
         return
-    turn = frame.turn @ rotation((10, 22, 35))
+    turn = frame.turn @ rotation((10, -22, -35))
     d = ellipsoid(patch, centre, radii, turn) + body.lumps("heart", patch, 3, 60)
     wall = np.maximum(body.cage(patch)[0] + CHEST_WALL_MM + 2, 0.8 * (body.diaphragm(patch) + 3 - patch.z))
     d = np.maximum(d, wall + 2)
@@ -135,8 +137,8 @@ def paint_heart(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     grain = patch.fine(sample(body.key("heart"), patch.x, patch.y, patch.z, blob_mm=18))
     canvas.paint(patch.box, distance, tissue("myocardium") + 5 * grain, "heart", over=free)
     for offset, size, hu in (
-        ((-24, 2, -8), (30, 17, 18), tissue("artery")),  # left ventricle: along the axis, left and back
-        ((6, 20, -12), (32, 15, 22), tissue("right_heart")),  # right ventricle: in front
+        ((-22, -2, 2), (33, 20, 23), tissue("artery")),  # left ventricle: along the axis, left and back
+        ((4, 20, -6), (33, 14, 24), tissue("right_heart")),  # right ventricle: in front
         ((34, 4, 12), (19, 20, 26), tissue("right_heart")),  # right atrium
         ((14, -26, 16), (26, 14, 20), 0.7 * tissue("artery") + 0.3 * tissue("right_heart")),  # left atrium: at the back
     ):

@@ -40,16 +40,19 @@ def paint_wall(canvas: Canvas, body: Body, tissue: Tissue) -> None:
         _paint_breasts(canvas, body, fat_key)
     muscle = tissue("muscle") - 14 * max(1 - body.subject.muscle, 0) / 0.25
     # Fat lies between the fibres of weak muscles: the texture then dips deep.
-    dips = np.minimum(texture + 0.6, 0) * (20 + 120 * max(1.02 - body.subject.muscle, 0))
+    hu = np.minimum(texture + 0.6, 0) * (20 + 120 * max(1.02 - body.subject.muscle, 0)) + muscle
+    # Muscles are parted by thin sheets of fat, along the body's long axis: where a slow texture passes through 0.
+    sheets = patch.fine(sample(fat_key("sheets"), patch.x, patch.y, 0.35 * patch.z, blob_mm=42))
+    hu += canvas.share(np.abs(sheets) * np.float32(13) - 0.7) * (0.75 * fat - hu)
     layer = np.maximum(trunk, skin + SKIN_MM + 2)
-    canvas.paint(patch.box, patch.fine(layer), muscle + dips, "muscle")
+    canvas.paint(patch.box, patch.fine(layer), hu, "muscle")
     _paint_cavities(canvas, body, fat)
 
 
 def _paint_breasts(canvas: Canvas, body: Body, key: np.ndarray) -> None:
-    size = 0.85 + 0.25 * float(body.key("breast").normal().clip(-1.5, 1.5))
+    size = body.breast_size
     for side in (-1, 1):
-        centre = (side * 82.0, 84 + 14 * size, 322.0)
+        centre = (side * 80.0, 86 + 16 * size, 322.0)
         patch = canvas.space.patch([c - 45 for c in centre], [c + 45 for c in centre])
         if patch is not None:
             gland = ellipsoid(patch, centre, (34 * size, 24 * size, 32 * size)) + body.lumps("breast", patch, 5, 30)
