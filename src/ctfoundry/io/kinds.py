@@ -3,8 +3,8 @@
 Only DICOM says that its numbers are HU. For every other format `recognise` decides:
 
 1. *label*: whole numbers, none negative, and either at most 16 different values (masks 0/1, 0/255, empty ones too) or at
-   most 1024 different ones that form regions: among neighbours along the last axis whose first is neither 0 nor the
-   largest value, more than half are equal.
+   most 1024 different ones that form regions: of neighbours along the last axis whose first is neither 0 nor the largest
+   nor the most frequent value, more than 0.6 are equal.
 2. *hu*: the smallest value is -200 or lower (a CT holds air, or at least lung or bowel gas; an MR, a PET and an image of
    0..1, -1..1, 8 bit or HU + 1024 do not), and none is outside -32768..32767.
 3. *other*: the rest. It is read, but every preparation that is made for HU refuses it.
@@ -15,6 +15,7 @@ skull-stripped brain) counts as *other*. For those, say ``kind="hu"``.
 
 from __future__ import annotations
 
+from collections import Counter
 from os import PathLike
 
 import numpy as np
@@ -26,9 +27,10 @@ FEW_VALUES = 16
 """So few different whole numbers are labels, however they are spread."""
 MOST_VALUES = 1024
 """More different values are never labels."""
-REGION_SHARE = 0.5
-"""Share of equal neighbours from which whole numbers count as regions. Measured: 0.84 on a map of 89 organs at 0.7 mm;
-0.05 to 0.30 on the same chest as an 8-bit image through usual windows."""
+REGION_SHARE = 0.6
+"""Share of equal neighbours above which whole numbers count as regions. Measured: 0.97 on a map of 89 organs at 0.7 mm and
+still 0.68 on its every 14th voxel; 0.05 to 0.51 on six real scans as 8-bit images through four wide windows. The most
+frequent value is left out because it is the air around the patient."""
 AIR_HU = -200
 """Some voxel of a CT in HU is as low as this."""
 FILL_HU = -1500
@@ -41,11 +43,11 @@ def recognise(voxels: np.ndarray) -> tuple[Kind, str]:
     low, high = float(voxels.min()), float(voxels.max())
     whole = is_whole(voxels)
     if low >= 0 and whole and high < 2**31:
-        count = _count_values(voxels, int(high))
+        count, most = _count_values(voxels, int(high))
         if count <= FEW_VALUES:
             return "label", f"{count} different whole numbers"
         if count <= MOST_VALUES:
-            share = _region_share(voxels, high)
+            share = _region_share(voxels, high, most)
             if share > REGION_SHARE:
                 return "label", f"{count} different whole numbers in regions"
             return "other", f"{count} different whole numbers from {low:g} to {high:g} that form no regions"
@@ -63,26 +65,27 @@ def is_whole(voxels: np.ndarray) -> bool:
     return all(bool((part == np.rint(part)).all()) for part in voxels)
 
 
-def _count_values(voxels: np.ndarray, high: int) -> int:
-    """How many different values there are; stops counting a little over MOST_VALUES."""
+def _count_values(voxels: np.ndarray, high: int) -> tuple[int, int]:
+    """(how many different values there are, the most frequent one that is not 0); a count over MOST_VALUES may stop early."""
     if high < 1 << 16:
-        seen = np.zeros(high + 1, dtype=bool)
+        counts = np.zeros(high + 1, dtype=np.int64)
         for part in voxels:
-            seen[part.astype(np.uint16, copy=False).ravel()] = True
-        return int(seen.sum())
-    values: set[float] = set()
+            counts += np.bincount(part.ravel().astype(np.int64), minlength=high + 1)
+        return int(np.count_nonzero(counts)), int(counts[1:].argmax()) + 1 if high else 0
+    values: Counter[float] = Counter()
     for part in voxels:
-        values.update(np.unique(part).tolist())
+        values.update(dict(zip(*(a.tolist() for a in np.unique(part, return_counts=True)), strict=True)))
         if len(values) > MOST_VALUES:
             break
-    return len(values)
+    values.pop(0, None)
+    return len(values) + 1, int(values.most_common(1)[0][0])
 
 
-def _region_share(voxels: np.ndarray, high: float) -> float:
+def _region_share(voxels: np.ndarray, high: float, most: int) -> float:
     equal = inner = 0
     for part in voxels:
         first, second = part[:, :-1], part[:, 1:]
-        counted = (first != 0) & (first != high)
+        counted = (first != 0) & (first != high) & (first != most)
         inner += int(np.count_nonzero(counted))
         equal += int(np.count_nonzero(counted & (first == second)))
     return equal / inner if inner else 1.0

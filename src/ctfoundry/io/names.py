@@ -32,13 +32,13 @@ def stem(path: Path) -> str:
 def of_labels(path: Path, labels: np.ndarray) -> dict[int, str] | None:
     """Names of the labels of the map read from `path`, or None when nothing names them.
 
-    A mask of one label gets the file's stem, unless that is a general word such as "mask". Otherwise ``labels.json``
+    A mask of one label (or an empty one) gets the file's stem, unless that is a general word such as "mask". Otherwise ``labels.json``
     (``{"1": "liver"}``) or else ``structures.csv`` (columns ``structure``, ``id``) in the same folder is used, provided it
     names every label that occurs.
     """
     present = [int(v) for v in np.unique(labels) if v != 0]
-    if len(present) == 1 and stem(path).lower() not in GENERIC:
-        return {present[0]: stem(path)}
+    if len(present) <= 1 and stem(path).lower() not in GENERIC:
+        return {(present or [1])[0]: stem(path)}
     table = _table(path.parent)
     return table if table and set(present) <= set(table) else None
 
