@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -96,7 +97,11 @@ class Entries(Sequence[Entry]):
     def __len__(self) -> int:
         return len(self._table)
 
-    def __getitem__(self, index: int | slice) -> Entry | Sequence[Entry]:  # type: ignore[override]
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+    @overload
+    def __getitem__(self, index: slice) -> Entries: ...
+    def __getitem__(self, index: int | slice) -> Entry | Entries:
         if isinstance(index, slice):
             return Entries(self._table[index], self._scans, self._name)
         return self._entry(self._table[index])
