@@ -50,7 +50,7 @@ def _build(kind: Any, data: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         return _build_union(args, data, where)
     if origin is typing.Literal:
-        if data not in args:
+        if not any(type(data) is type(known) and data == known for known in args):  # True is not 1
             raise SettingsError(f"{data!r} is not one of {', '.join(map(repr, args))}", where=where)
         return data
     if origin is tuple:
@@ -72,7 +72,7 @@ def _build_scalar(kind: Any, data: Any, where: str) -> Any:
         return float(data)
     if kind is type(None) and data is None:
         return None
-    if isinstance(data, bool) is (kind is bool) and isinstance(data, kind):
+    if isinstance(data, bool) is (kind is bool) and isinstance(data, kind) and data == data:  # NaN is no setting
         return data
     raise SettingsError(f"expected {getattr(kind, '__name__', kind)}, got {data!r}", where=where)
 
