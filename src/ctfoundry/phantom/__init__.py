@@ -8,13 +8,14 @@
 """
 
 from ctfoundry.phantom.make import Phantom, make
-from ctfoundry.phantom.names import GROUPS, IDS, LABELS
+from ctfoundry.phantom.names import GROUPS, IDS, LABELS, WRAPS
 from ctfoundry.phantom.spec import Z_RANGE, Acquisition, Spec, Subject, draw, draw_acquisition, draw_subject
 
 __all__ = [
     "GROUPS",
     "IDS",
     "LABELS",
+    "WRAPS",
     "Z_RANGE",
     "Acquisition",
     "Phantom",

@@ -12,8 +12,9 @@ from ctfoundry.phantom.names import IDS
 from ctfoundry.phantom.shapes import ellipsoid, smooth_min, smooth_path, tube
 from ctfoundry.phantom.space import Patch, Slices, rotation
 from ctfoundry.phantom.texture import sample
-from ctfoundry.phantom.thorax import paint_tree, points_inside
+from ctfoundry.phantom.thorax import points_inside
 from ctfoundry.phantom.tissue import Tissue
+from ctfoundry.phantom.vessels import paint_tree
 
 if TYPE_CHECKING:
     from jaxtyping import Float32
@@ -51,11 +52,18 @@ def _paint_liver(canvas: Canvas, body: Body, tissue: Tissue) -> None:
         return
     right = ellipsoid(patch, centre, np.array([76, 88, 92]) * frame.factor, frame.turn @ rotation((0, 18, 0)))
     reach = float(body.key("liver", "left lobe").normal().clip(-2, 2))
-    left = ellipsoid(patch, (-2 - 16 * reach, 56, centre[2] + 30), np.array([66 + 16 * reach, 42, 34]) * size, frame.turn @ rotation((0, -14, 12)))
+    left = ellipsoid(
+        patch,
+        (-2 - 16 * reach, 56, centre[2] + 30),
+        np.array([66 + 16 * reach, 42, 34]) * size,
+        frame.turn @ rotation((0, -14, 12)),
+    )
     d = smooth_min(right, left, 26) + body.lumps("liver", patch, 4, 90)
     # The visceral face: a slanted plane from the lower right up to the left.
     face = (centre[2] - 62) + 0.55 * (70 - patch.x) - 0.25 * patch.y - patch.z
-    distance = np.maximum(_within(body, patch, d), patch.fine(np.maximum(0.8 * face, -60 - patch.y - 0.4 * patch.x + 40)))
+    distance = np.maximum(
+        _within(body, patch, d), patch.fine(np.maximum(0.8 * face, -60 - patch.y - 0.4 * patch.x + 40))
+    )
     grain = patch.fine(sample(body.key("liver"), patch.x, patch.y, patch.z, blob_mm=14))
     canvas.paint(patch.box, distance, tissue("liver") + 4 * grain, "liver", over=_FREE)
     mask = canvas.labels[patch.box] == IDS["liver"]
@@ -65,7 +73,9 @@ def _paint_liver(canvas: Canvas, body: Body, tissue: Tissue) -> None:
         for name, root, hu, count in (("portal", porta, tissue("portal"), 34), ("hepatic", vein, tissue("vein"), 22)):
             targets = points_inside(body.key("liver", name), patch, mask, count)
             if len(targets) > 3:
-                paint_tree(canvas, root, targets, hu - (0 if hu > tissue("liver") + 15 else 6), over=("liver",), leaf_mm=1.25)
+                paint_tree(
+                    canvas, root, targets, hu - (0 if hu > tissue("liver") + 15 else 6), over=("liver",), leaf_mm=1.25
+                )
 
 
 def _paint_gallbladder(canvas: Canvas, body: Body, tissue: Tissue) -> None:
@@ -103,11 +113,15 @@ def _paint_kidneys(canvas: Canvas, body: Body, tissue: Tissue) -> None:
         if patch is None:
             continue
         turn = frame.turn @ rotation((-14, side * -14, side * 34))
-        d = ellipsoid(patch, centre, np.array([24, 29, 55]) * frame.factor, turn) + body.lumps(f"kidney {name}", patch, 1.5, 35)
+        d = ellipsoid(patch, centre, np.array([24, 29, 55]) * frame.factor, turn) + body.lumps(
+            f"kidney {name}", patch, 1.5, 35
+        )
         hilum = centre + turn @ (np.array([-side * 20.0, 4, 0]) * frame.factor)
         sinus = ellipsoid(patch, hilum, np.array([19, 13, 27]) * frame.factor, turn)
         cavity = body.cavity(patch) + 1
-        canvas.paint(patch.box, patch.fine(np.maximum(d - 6 - 6 * fat, cavity)), -104, "visceral_fat", over=("visceral_fat",))
+        canvas.paint(
+            patch.box, patch.fine(np.maximum(d - 6 - 6 * fat, cavity)), -104, "visceral_fat", over=("visceral_fat",)
+        )
         kidney, hollow = patch.fine(np.maximum(d, cavity + 1)), patch.fine(sinus)
         outer = np.maximum(kidney, -hollow)
         # Pyramids: where the texture is high, between six and eighteen millimetres under the capsule.
@@ -124,7 +138,16 @@ def _paint_pancreas(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     dx, dy, dz = frame.shift
     y = float(body.spine(150.0)) + 44 + dy
     low = 138 + 0.4 * body.descent[1] + dz
-    line = smooth_path([(34 + dx, y - 2, low - 14, 13), (26 + dx, y + 4, low + 4, 14), (2 + dx, y + 8, low + 14, 9), (-28 + dx, y - 4, low + 26, 10), (-62 + dx, y - 26, low + 44, 8)], 18)
+    line = smooth_path(
+        [
+            (34 + dx, y - 2, low - 14, 13),
+            (26 + dx, y + 4, low + 4, 14),
+            (2 + dx, y + 8, low + 14, 9),
+            (-28 + dx, y - 4, low + 26, 10),
+            (-62 + dx, y - 26, low + 44, 8),
+        ],
+        18,
+    )
     found = tube(canvas.space, line[:, :3], line[:, 3] * frame.factor.mean())
     if found is not None:
         box, d = found
@@ -133,7 +156,9 @@ def _paint_pancreas(canvas: Canvas, body: Body, tissue: Tissue) -> None:
         d = d + 2.2 * grain
         canvas.paint(box, d, tissue("pancreas") + 12 * np.minimum(grain, 0.3), "pancreas", over=_FREE)
     line = smooth_path([(20 + dx, y + 3, low - 4, 6), (10 + dx, y + 1, low + 8, 7), (28 + dx, y + 1, low + 40, 7)], 8)
-    splenic = smooth_path([(10 + dx, y - 3, low + 8, 5), (-28 + dx, y - 14, low + 22, 4.5), (-66, y - 36, low + 48, 4)], 10)
+    splenic = smooth_path(
+        [(10 + dx, y - 3, low + 8, 5), (-28 + dx, y - 14, low + 22, 4.5), (-66, y - 36, low + 48, 4)], 10
+    )
     for path in (line, splenic):
         found = tube(canvas.space, path[:, :3], path[:, 3])
         if found is not None:
@@ -149,7 +174,9 @@ def _paint_bladder(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     if patch is not None:
         d = ellipsoid(patch, centre, radii, frame.turn) + body.lumps("bladder", patch, 2, 60)
         distance = _within(body, patch, d, 2)
-        canvas.paint(patch.box, distance - np.float32(2.5 + 2 * (1 - full)), tissue("bowel"), "urinary_bladder", over=_FREE)
+        canvas.paint(
+            patch.box, distance - np.float32(2.5 + 2 * (1 - full)), tissue("bowel"), "urinary_bladder", over=_FREE
+        )
         urine = tissue("bladder") + 0.0
         hu: float | Field = urine
         if body.acquisition.phase == "late":  # contrast is heavy and sinks to the back
@@ -161,10 +188,26 @@ def _paint_bladder(canvas: Canvas, body: Body, tissue: Tissue) -> None:
         patch = canvas.space.patch((-40, -15, -185), (40, 55, -115))
         if patch is not None:
             d = ellipsoid(patch, middle, (24 * size, 16 * size, 18 * size))
-            canvas.paint(patch.box, _within(body, patch, d), tissue("prostate"), "prostate", over=("visceral_fat", "urinary_bladder"))
+            canvas.paint(
+                patch.box,
+                _within(body, patch, d),
+                tissue("prostate"),
+                "prostate",
+                over=("visceral_fat", "urinary_bladder"),
+            )
 
 
-def _fill(canvas: Canvas, body: Body, tissue: Tissue, box: Slices, distance: Field, name: str, gas: float, wall_mm: float, blob_mm: float) -> None:
+def _fill(
+    canvas: Canvas,
+    body: Body,
+    tissue: Tissue,
+    box: Slices,
+    distance: Field,
+    name: str,
+    gas: float,
+    wall_mm: float,
+    blob_mm: float,
+) -> None:
     """A hollow organ: wall, content with texture, and gas on top (the patient lies on the back), level as water is."""
     key = body.key(name, body.acquisition.seed)
     x, y, z = canvas.space.coordinates(box)
@@ -202,7 +245,17 @@ def _paint_stomach(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     up = body.descent[1]
     full = float(body.key("stomach", "full", body.acquisition.seed).uniform(0.6, 1.15))
     low = float(body.key("stomach", "low").uniform(60, 140))
-    line = smooth_path([(-56, -8, 232 + up, 34), (-64, 20, 205 + up, 36), (-54, 48, 172 + 0.7 * up, 28), (-26, 62, low + 20, 23), (6, 58, low, 19), (32, 44, low + 16, 13)], 26)
+    line = smooth_path(
+        [
+            (-56, -8, 232 + up, 34),
+            (-64, 20, 205 + up, 36),
+            (-54, 48, 172 + 0.7 * up, 28),
+            (-26, 62, low + 20, 23),
+            (6, 58, low, 19),
+            (32, 44, low + 16, 13),
+        ],
+        26,
+    )
     line[:, :3] += (dx, dy, dz)
     found = tube(canvas.space, line[:, :3], line[:, 3] * frame.factor.mean() * full)
     if found is not None:

@@ -159,6 +159,7 @@ class Body:
         direction = key("wave").normal((6, 3))
         direction *= 2 * np.pi / (size_mm * np.linalg.norm(direction, axis=1, keepdims=True))
         phase = key("phase").uniform(0, 2 * np.pi, 6)
-        waves = [np.sin(a * patch.x + b * patch.y + c * patch.z + p) for (a, b, c), p in zip(direction, phase, strict=True)]
+        waves = [
+            np.sin(a * patch.x + b * patch.y + c * patch.z + p) for (a, b, c), p in zip(direction, phase, strict=True)
+        ]
         return np.asarray(sum(waves) * (amplitude * self.subject.variety / np.sqrt(3)))
-

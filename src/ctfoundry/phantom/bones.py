@@ -70,8 +70,13 @@ def _paint_spine(canvas: Canvas, body: Body, bone: Bone) -> None:
     yc = y + 16.5 * size + 8
     ring = np.maximum(np.abs(np.hypot(x / 1.25, yc) - 10.5) - 2.7, np.abs(s - 0.5) * height - 0.32 * height)
     slant = s - 0.42 - (yc + 10) / 70
-    spinous = np.maximum(np.maximum(np.abs(x) - 3.2, np.abs(slant) * height - 0.24 * height), np.maximum(yc + 9, -yc - 38 * size - 4))
-    transverse = np.maximum(np.maximum(np.abs(yc + 1 + np.abs(x) / 9) - 4.0, np.abs(s - 0.55) * height - 5), np.maximum(11 - np.abs(x), np.abs(x) - 26 - 10 * size))
+    spinous = np.maximum(
+        np.maximum(np.abs(x) - 3.2, np.abs(slant) * height - 0.24 * height), np.maximum(yc + 9, -yc - 38 * size - 4)
+    )
+    transverse = np.maximum(
+        np.maximum(np.abs(yc + 1 + np.abs(x) / 9) - 4.0, np.abs(s - 0.55) * height - 5),
+        np.maximum(11 - np.abs(x), np.abs(x) - 26 - 10 * size),
+    )
     posterior = np.maximum(np.minimum(np.minimum(ring, spinous), transverse), outside)
     vertebra = np.minimum(np.maximum(vertebra, outside), posterior)
     share = canvas.share(vertebra)
@@ -127,9 +132,18 @@ def _paint_ribs(canvas: Canvas, body: Body, bone: Bone) -> None:
     canvas.labels[patch.box] = flat_labels.reshape(shell.shape)
 
 
-def _plate(patch: Patch, centre: tuple[float, float, float], turn: np.ndarray, radii: tuple[float, float], half_mm: float, bend: float) -> Field:
+def _plate(
+    patch: Patch,
+    centre: tuple[float, float, float],
+    turn: np.ndarray,
+    radii: tuple[float, float],
+    half_mm: float,
+    bend: float,
+) -> Field:
     """A bent oval plate: local axes u, v in the plane, n across; `bend` is the rise of its rim in millimetres."""
-    u, v, n = np.tensordot(turn.T.astype(np.float32), np.stack([patch.x - centre[0], patch.y - centre[1], patch.z - centre[2]]), axes=1)
+    u, v, n = np.tensordot(
+        turn.T.astype(np.float32), np.stack([patch.x - centre[0], patch.y - centre[1], patch.z - centre[2]]), axes=1
+    )
     k = np.hypot(u / radii[0], v / radii[1])
     rim = (k - 1) * min(radii)
     across = n - bend * (u / radii[0]) ** 2
@@ -146,12 +160,22 @@ def _paint_pelvis(canvas: Canvas, body: Body, bone: Bone) -> None:
     for side, name in ((-1, "left"), (1, "right")):
         x = side * wide
         path = smooth_path([(x * 50, -68, -25), (x * 70, -40, -65), (x * 92, -4, -112)], 8)
-        pubis = smooth_path([(x * 90, 6, -114), (x * 55, 46, -120), (x * 9, 60, -135), (x * 16, 52, -156), (x * 48, 4, -180), (x * 68, -42, -178), (x * 82, -32, -140), (x * 92, -10, -118)], 26)
+        pubis = smooth_path(
+            [
+                (x * 90, 6, -114),
+                (x * 55, 46, -120),
+                (x * 9, 60, -135),
+                (x * 16, 52, -156),
+                (x * 48, 4, -180),
+                (x * 68, -42, -178),
+                (x * 82, -32, -140),
+                (x * 92, -10, -118),
+            ],
+            26,
+        )
         radii = np.interp(np.linspace(0, 1, 26), (0, 0.1, 0.2, 0.4, 0.5, 0.7, 0.85, 1), (24, 12, 9, 10, 7, 15, 13, 22))
         patch = space.patch((min(0, x * 150), -90, -140), (max(0, x * 150), 70, 60))
         if patch is not None:
-            turn = np.array([[side * 0.50, -side * 0.42, side * 0.757], [0.83, -0.02, -0.557], [0.24, 0.907, 0.34]])
-            turn, _ = np.linalg.qr(turn)
             plate = _plate(patch, (x * 100, -18, -8), _iliac_turn(side), (72, 58), 3.4, -10.0)
             canvas.paint(patch.box, plate, bone.hu(plate), f"hip_{name}", over=_SOFT)
         for points, r in ((path, np.linspace(12, 22, 8)), (pubis, radii)):
@@ -160,12 +184,18 @@ def _paint_pelvis(canvas: Canvas, body: Body, bone: Bone) -> None:
                 box, d = found
                 canvas.paint(box, d, bone.hu(d, shell_mm=1.8), f"hip_{name}")
         joint = np.array([[x * 96, 2, -120], [x * 98, 2, -122]])
-        for r, hu in ((27.0, 60.0), (23.5, None)):
+        for r, head in ((27.0, False), (23.5, True)):  # the joint's cartilage and fluid first, the head into it
             found = tube(space, joint, r)
             if found is not None:
                 box, d = found
-                canvas.paint(box, d, bone.hu(d) + 40 if hu is None else hu, f"femur_{name}" if hu is None else "muscle")
-        shaft = [(x * 98, 2, -122, 22), (x * 122, -4, -138, 15), (x * 150, -8, -150, 18), (x * 156, -6, -200, 16), (x * 152, 0, -260, 15)]
+                canvas.paint(box, d, bone.hu(d) + 40 if head else 60.0, f"femur_{name}" if head else "muscle")
+        shaft = [
+            (x * 98, 2, -122, 22),
+            (x * 122, -4, -138, 15),
+            (x * 150, -8, -150, 18),
+            (x * 156, -6, -200, 16),
+            (x * 152, 0, -260, 15),
+        ]
         line = smooth_path(shaft, 14)
         found = tube(space, line[:, :3], line[:, 3])
         if found is not None:
@@ -178,7 +208,9 @@ def _paint_pelvis(canvas: Canvas, body: Body, bone: Bone) -> None:
         y = body.spine(patch.z) - 4 - 10 * np.clip(1 - np.abs(patch.z + 60) / 60, 0, 1)
         d = patch.fine((np.hypot(patch.x / half, (patch.y - y) / depth) - 1) * depth)
         d = np.maximum(d, np.abs(patch.fine(patch.z + 0.45 * patch.y) + 66) - 62)
-        holes = patch.fine(np.hypot((np.abs(patch.x) - np.interp(patch.z, (-130, 0), (12, 26))), 12 * np.sin(np.pi * patch.z / 27)))
+        holes = patch.fine(
+            np.hypot((np.abs(patch.x) - np.interp(patch.z, (-130, 0), (12, 26))), 12 * np.sin(np.pi * patch.z / 27))
+        )
         grain = sample(key, patch.fine(patch.x), patch.fine(patch.y), patch.fine(patch.z), blob_mm=5)
         canvas.paint(patch.box, d, bone.hu(d, grain), "sacrum")
         canvas.paint(patch.box, np.maximum(d + 3, holes - 4.5), -10, None)
@@ -203,7 +235,9 @@ def _paint_shoulders(canvas: Canvas, body: Body, bone: Bone) -> None:
             turn = rotation((-14, 0, side * 28)) @ np.array([[side, 0, 0], [0, 0, 1], [0, 1, 0]], dtype=float)
             plate = _plate(patch, (side * 104, -100, 405), turn, (42, 62), 1.8, 7.0)
             canvas.paint(patch.box, plate, bone.hu(plate, shell_mm=1.2), f"scapula_{name}", over=_SOFT)
-        line = smooth_path([(side * 20, 44, 442, 8), (side * 60, 38, 456, 6), (side * 105, 2, 466, 6), (side * 140, -24, 468, 7)], 12)
+        line = smooth_path(
+            [(side * 20, 44, 442, 8), (side * 60, 38, 456, 6), (side * 105, 2, 466, 6), (side * 140, -24, 468, 7)], 12
+        )
         found = tube(space, line[:, :3], line[:, 3])
         if found is not None:
             box, d = found
@@ -214,5 +248,3 @@ def _paint_shoulders(canvas: Canvas, body: Body, bone: Bone) -> None:
         if found is not None:
             box, d = found
             canvas.paint(box, d, bone.hu(d), "sternum")
-
-

@@ -15,7 +15,7 @@ import scipy.ndimage
 
 from ctfoundry.errors import UsageError
 from ctfoundry.geometry import Box, bounding_box
-from ctfoundry.phantom.names import GROUPS, IDS
+from ctfoundry.phantom.names import GROUPS, IDS, WRAPS
 from ctfoundry.volume import Volume
 
 HU_EDGES = np.arange(-1025, 1531, 5)
@@ -57,9 +57,9 @@ def structures_of(scans: Iterable[Labelled]) -> dict[str, tuple[int, ...]]:
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
-def coarse_structures() -> dict[str, tuple[int, ...]]:
-    """The eighteen groups of `names.GROUPS` with their ids."""
-    return {name: tuple(IDS[part] for part in parts) for name, parts in GROUPS.items()}
+def coarse_structures(*, wraps: bool = True) -> dict[str, tuple[int, ...]]:
+    """The eighteen groups of `names.GROUPS` with their ids; without `wraps` the fourteen that are places."""
+    return {name: tuple(IDS[p] for p in parts) for name, parts in GROUPS.items() if wraps or name not in WRAPS}
 
 
 def hu_classifier_dice(
@@ -85,7 +85,8 @@ def hu_classifier_dice(
         hit, taken = np.cumsum(own[order]), np.cumsum(total[order])
         chosen = order[: int(np.argmax(2 * hit / (taken + own.sum()))) + 1]
         result[name] = float(2 * other[chosen].sum() / (target[chosen].sum() + other.sum()))
-    return _summary(result, np.mean)
+    overall = float(np.mean(list(result.values()))) if result else float("nan")
+    return Difficulty(overall, result)
 
 
 def position_guess_error(
@@ -171,7 +172,3 @@ def _histograms(scans: Sequence[Labelled]) -> np.ndarray:
 def _need(train: Sequence[Labelled], test: Sequence[Labelled]) -> None:
     if not train or not test:
         raise UsageError("needs at least one training and one test scan", where="difficulty")
-
-
-def _summary(values: Mapping[str, float], mean: object) -> Difficulty:
-    return Difficulty(float(np.mean(list(values.values()))) if values else float("nan"), dict(values))

@@ -16,8 +16,9 @@ from ctfoundry.phantom.canvas import Canvas
 from ctfoundry.phantom.names import LABELS
 from ctfoundry.phantom.space import Pose, Space
 from ctfoundry.phantom.spec import Spec
-from ctfoundry.phantom.thorax import paint_heart, paint_lungs, paint_vessels
+from ctfoundry.phantom.thorax import paint_heart, paint_lungs
 from ctfoundry.phantom.tissue import Tissue
+from ctfoundry.phantom.vessels import paint_vessels
 from ctfoundry.phantom.wall import paint_muscles, paint_wall
 from ctfoundry.volume import AIR, Volume
 

@@ -106,3 +106,6 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "table": ("table",),
 }
 """Eighteen coarse structures. Difficulty is measured on these too, because two dozen ribs with one HU would flatter it."""
+
+WRAPS = ("muscle", "fat", "skin", "table")
+"""Groups that surround all the others: their centroid is the body's own middle, so they are no places to find."""

@@ -47,7 +47,9 @@ def average_slices(fine: Field, scan: Acquisition, count: int) -> Field:
     width = scan.thickness_mm / (scan.spacing_mm / step)
     out = np.zeros((count, *fine.shape[1:]), dtype=np.float32)
     for offset in range(-margin, margin + 1):
-        weight = min(0.5 * width, abs(offset) + 0.5) - min(0.5 * width, abs(offset) - 0.5) if offset else min(width, 1.0)
+        weight = (
+            min(0.5 * width, abs(offset) + 0.5) - min(0.5 * width, abs(offset) - 0.5) if offset else min(width, 1.0)
+        )
         start = margin + offset
         out += np.float32(weight / width) * fine[start : start + (count - 1) * step + 1 : step]
     return out

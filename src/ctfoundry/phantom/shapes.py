@@ -75,7 +75,7 @@ def _cone(space: Space, box: Slices, a: np.ndarray, b: np.ndarray, ra: float, rb
     return out
 
 
-def smooth_path(points: Sequence[Sequence[float]], count: int) -> np.ndarray:
+def smooth_path(points: Sequence[Sequence[float]] | np.ndarray, count: int) -> np.ndarray:
     """`count` points along a Catmull-Rom curve through `points` (rows may hold a radius as a fourth number)."""
     p = np.asarray(points, dtype=np.float64)
     p = np.concatenate([2 * p[:1] - p[1:2], p, 2 * p[-1:] - p[-2:-1]])
@@ -86,7 +86,12 @@ def smooth_path(points: Sequence[Sequence[float]], count: int) -> np.ndarray:
     return np.asarray(0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3))
 
 
-def ellipsoid(patch: Patch, centre: Sequence[float], radii: Sequence[float], turn: np.ndarray | None = None) -> np.ndarray:
+def ellipsoid(
+    patch: Patch,
+    centre: Sequence[float] | np.ndarray,
+    radii: Sequence[float] | np.ndarray,
+    turn: np.ndarray | None = None,
+) -> np.ndarray:
     """Distance to an ellipsoid on the lattice, exact along rays from its centre, body millimetres."""
     u = np.stack([patch.x - centre[0], patch.y - centre[1], patch.z - centre[2]])
     if turn is not None:

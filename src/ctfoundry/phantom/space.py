@@ -30,7 +30,18 @@ LATTICE_MM = 6.0
 
 def spine_y(z: np.ndarray, kyphosis: float) -> np.ndarray:
     """Anterior offset of the vertebral bodies' middle in the reference body, millimetres: lordosis, then kyphosis."""
-    table = ((-120, -48), (-60, -28), (0, -2), (60, 9), (120, 5), (200, -8), (290, -24), (360, -29), (430, -22), (500, -4))
+    table = (
+        (-120, -48),
+        (-60, -28),
+        (0, -2),
+        (60, 9),
+        (120, 5),
+        (200, -8),
+        (290, -24),
+        (360, -29),
+        (430, -22),
+        (500, -4),
+    )
     return np.interp(z, [t[0] for t in table], [t[1] for t in table]) * kyphosis
 
 
@@ -184,7 +195,7 @@ class Space:
         fx, fy, fz = (patch.fine(c)[cut] for c in (x, y, z))
         return fx, fy, fz
 
-    def patch(self, low: Sequence[float], high: Sequence[float]) -> Patch | None:
+    def patch(self, low: Sequence[float] | np.ndarray, high: Sequence[float] | np.ndarray) -> Patch | None:
         """The box of voxels that holds the body box from `low` to `high` (x, y, z), or None when it is out of view."""
         inside = np.ones(self.lattice.shape[1:], dtype=bool)
         for values, a, b, scale in zip(self.lattice, low, high, self.pose.scale, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ctfoundry.keys import Key
 from ctfoundry.phantom.anatomy import Body
 from ctfoundry.phantom.canvas import Canvas
 from ctfoundry.phantom.shapes import ellipsoid
@@ -49,14 +50,20 @@ def paint_wall(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     _paint_cavities(canvas, body, fat)
 
 
-def _paint_breasts(canvas: Canvas, body: Body, key: np.ndarray) -> None:
+def _paint_breasts(canvas: Canvas, body: Body, key: Key) -> None:
     size = body.breast_size
     for side in (-1, 1):
         centre = (side * 80.0, 86 + 16 * size, 322.0)
         patch = canvas.space.patch([c - 45 for c in centre], [c + 45 for c in centre])
         if patch is not None:
             gland = ellipsoid(patch, centre, (34 * size, 24 * size, 32 * size)) + body.lumps("breast", patch, 5, 30)
-            canvas.paint(patch.box, patch.fine(gland), 30.0, "breast", over=("subcutaneous_fat",))
+            canvas.paint(
+                patch.box,
+                patch.fine(gland),
+                25 + 10 * float(key("breast").uniform()),
+                "breast",
+                over=("subcutaneous_fat",),
+            )
 
 
 def _paint_cavities(canvas: Canvas, body: Body, fat: float) -> None:

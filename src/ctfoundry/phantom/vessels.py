@@ -1,0 +1,164 @@
+"""Tubes: vessel trees inside organs, the great vessels, airways and the oesophagus."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ctfoundry.phantom.anatomy import Body
+from ctfoundry.phantom.canvas import Canvas
+from ctfoundry.phantom.shapes import smooth_path, tube, tube_in_world
+from ctfoundry.phantom.tissue import Tissue
+
+Points = Sequence[tuple[float, float, float, float]]
+"""x, y, z and radius, body millimetres."""
+
+
+def paint_tree(
+    canvas: Canvas, root: np.ndarray, targets: np.ndarray, hu: float, *, over: tuple[str, ...], leaf_mm: float
+) -> None:
+    """A tree of vessels from `root` to body points: targets are halved along their widest axis until one is left.
+
+    A branch that feeds n leaves has the radius ``leaf_mm * n ** (1/3)`` (Murray's law).
+    """
+    todo, ends, radii = [(root, targets)], [], []
+    while todo:
+        start, group = todo.pop()
+        centre = group.mean(axis=0)
+        # Branch early for large groups, so that daughters leave at an angle.
+        fork = centre if len(group) == 1 else start + (centre - start) * (0.35 if len(group) > 20 else 0.5)
+        ends += [start, fork]
+        radii.append(leaf_mm * len(group) ** (1 / 3))
+        if len(group) > 1:
+            axis = int(np.argmax(np.ptp(group, axis=0)))
+            order = np.argsort(group[:, axis], kind="stable")
+            half = len(group) // 2
+            todo += [(fork, group[order[:half]]), (fork, group[order[half:]])]
+    world = canvas.space.pose.world(np.array(ends)).reshape(-1, 2, 3)
+    for line, radius in zip(world, radii, strict=True):
+        found = tube_in_world(canvas.space, line, [radius, radius * 0.85])
+        if found is not None:
+            canvas.paint(*found, hu, None, over=over)
+
+
+def _along(
+    canvas: Canvas, body: Body, name: str, points: Points, hu: float, *, bend: float = 0.0, wide: float = 1.0
+) -> None:
+    """A tube along a curve, in a film of soft tissue; `bend` is how far its inner points wander (mm)."""
+    line = np.array(points, dtype=float)
+    wiggle = body.key(name, "wiggle").normal((len(line), 3)).clip(-2, 2) * bend * body.subject.variety
+    line[1:-1, :3] += wiggle[1:-1]
+    path = smooth_path(line, 4 * len(line))
+    found = tube(canvas.space, path[:, :3], path[:, 3] * wide)
+    if found is not None:
+        canvas.paint(found[0], found[1] - np.float32(1.3), 35, None, over=("visceral_fat",))
+        canvas.paint(*found, hu, name)
+
+
+def paint_vessels(canvas: Canvas, body: Body, tissue: Tissue) -> None:
+    """Caval and iliac veins, pulmonary trunk, aorta and iliac arteries, oesophagus, trachea with main bronchi."""
+    _paint_veins(canvas, body, tissue)
+    _paint_arteries(canvas, body, tissue)
+    _paint_airways(canvas, body, tissue)
+
+
+def _fork(body: Body) -> float:
+    """Height at which the aorta splits; it varies by a vertebra between people."""
+    return 48 + 14 * float(body.key("fork").normal().clip(-2, 2)) * body.subject.variety
+
+
+def _heart_base(body: Body) -> float:
+    return 330 + 0.5 * (0.5 * sum(body.domes) - 260)
+
+
+def _paint_veins(canvas: Canvas, body: Body, tissue: Tissue) -> None:
+    def s(z: float) -> float:
+        return float(body.spine(z))
+
+    base, fork = _heart_base(body), _fork(body) - 14
+    sink = 0.6 * (0.5 * sum(body.domes) - 260)
+    lower = [
+        (18, s(20) + 22, fork, 11),
+        (22, s(60) + 24, 60 + 0.3 * fork, 11),
+        (24, s(120) + 28, 130, 12),
+        (24, s(200) + 42, 205, 13),
+        (26, s(260) + 50, 270 + sink, 13),
+        (22, s(300) + 58, 300 + sink, 13),
+    ]
+    wide = float(np.exp(0.15 * body.key("cava").normal().clip(-2, 2)))
+    _along(canvas, body, "inferior_vena_cava", lower, tissue("vein"), bend=3, wide=wide)
+    upper = [(26, s(330) + 62, base + 5, 10), (28, s(380) + 58, 385, 10), (20, s(425) + 52, 428, 9)]
+    _along(canvas, body, "superior_vena_cava", upper, tissue("right_heart") * 1.1, bend=2)
+    for side, name in ((-1, "left"), (1, "right")):
+        iliac = [
+            (18, s(30) + 20, fork, 8),
+            (side * 34, s(0) + 18, -14, 7),
+            (side * 58, 8, -62, 7),
+            (side * 80, 56, -118, 6),
+            (side * 84, 62, -150, 6),
+        ]
+        _along(canvas, body, f"iliac_vena_{name}", iliac, tissue("vein"))
+
+
+def _paint_arteries(canvas: Canvas, body: Body, tissue: Tissue) -> None:
+    def s(z: float) -> float:
+        return float(body.spine(z))
+
+    frame = body.frame("aorta", (4, 4, 8), 0.1, 0)
+    dx, dy, dz = frame.shift
+    base, fork = _heart_base(body), _fork(body)
+    trunk = [(-22, s(340) + 84, base + 2, 13), (-20, s(360) + 72, base + 26, 13), (-8, s(360) + 58, base + 30, 11)]
+    for branch in ((22, s(360) + 48, base + 24, 9), (-34, s(350) + 36, base + 24, 9)):
+        _along(canvas, body, "pulmonary_artery", [*trunk, branch], tissue("right_heart"))
+    arch = 392 + 0.6 * dz
+    aorta = [
+        (4, s(330) + 64, base - 8, 15),
+        (14, s(360) + 70, base + 28, 16),
+        (12, s(390) + 66, arch - 14, 15),
+        (-2, s(390) + 50, arch + 4, 14),
+        (-18, s(390) + 22, arch - 4, 13),
+        (-24 + dx, s(360) + 8, arch - 32, 12.5),
+        (-22 + dx, s(310) + 10 + dy, 310, 12),
+        (-16 + dx, s(250) + 18, 250, 11.5),
+        (-9 + dx, s(190) + 25 + dy, 190, 11),
+        (-7 + dx, s(120) + 26, 120, 10),
+        (-4, s(60) + 25, fork, 9),
+    ]
+    wide = float(frame.factor.mean())
+    _along(canvas, body, "aorta", aorta, tissue("artery"), bend=2.5, wide=wide)
+    for side, name in ((-1, "left"), (1, "right")):
+        iliac = [
+            (-3, s(50) + 25, fork, 6.5),
+            (side * 30, s(0) + 28, -8, 5.5),
+            (side * 60, 20, -60, 5),
+            (side * 84, 66, -118, 4.5),
+            (side * 90, 68, -150, 4.5),
+        ]
+        _along(canvas, body, f"iliac_artery_{name}", iliac, tissue("artery"), bend=4, wide=wide)
+
+
+def _paint_airways(canvas: Canvas, body: Body, tissue: Tissue) -> None:
+    def s(z: float) -> float:
+        return float(body.spine(z))
+
+    gullet = [
+        (-3, s(470) + 18, 500, 6),
+        (-5, s(420) + 18, 420, 6),
+        (-4, s(350) + 22, 350, 6),
+        (-10, s(280) + 32, 290, 7),
+        (-24, s(240) + 40, 244, 7),
+    ]
+    _along(canvas, body, "esophagus", gullet, tissue("bowel"), bend=2)
+    y, z = s(375) + 32, 368 + 5 * float(body.key("carina").normal().clip(-2, 2))
+    _along(
+        canvas,
+        body,
+        "trachea",
+        [(2, s(470) + 32, 500, 8.5), (3, s(430) + 34, 430, 8.5), (3, y, z, 8.5)],
+        -1000,
+        bend=1.5,
+    )
+    for side in (-1, 1):
+        main = [(3, y, z, 7), (side * 20, y - 4, z - 22, 6), (side * 38, y - 8, z - 34, 5)]
+        _along(canvas, body, "trachea", main, -1000)
