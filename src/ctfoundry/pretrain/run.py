@@ -133,7 +133,7 @@ def choose(store: Store, patients: Collection[str] | None) -> Chosen:
     entries: Sequence[Entry] = store.entries
     if patients is not None:
         wanted = set(patients)
-        entries = [store.entries[i] for i, p in enumerate(store.entries.column("patient")) if p in wanted]  # type: ignore[misc]
+        entries = [store.entries[i] for i, p in enumerate(store.entries.column("patient")) if p in wanted]
     if not len(entries):
         raise UsageError("the store has no scan to train on", where=store.path, do="prepare scans into it first")
     return Chosen(store, entries)

@@ -13,8 +13,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ctfoundry import files
 from ctfoundry.errors import SettingsError, WeightsError
 from ctfoundry.zoo.files import check_state
@@ -87,28 +85,6 @@ def load_strict(modules: nn.Module, tensors: dict[str, Tensor], where: Path) -> 
     """Load weights; raises WeightsError with the missing, unexpected and mis-shaped names."""
     check_state(modules.state_dict(), tensors, where)
     modules.load_state_dict(tensors)
-
-
-def optimiser_state(optimiser: torch.optim.Optimizer, names: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The optimiser's tensors under ``WHAT.PARAMETER``."""
-    return {f"{what}.{name}": v for name, p in names.items() for what, v in optimiser.state.get(p, {}).items()}
-
-
-def load_optimiser(
-    optimiser: torch.optim.Optimizer, names: dict[str, nn.Parameter], tensors: dict[str, Tensor], where: Path
-) -> None:
-    """Take back what `optimiser_state` gave; raises WeightsError when it belongs to other parameters."""
-    for key, value in tensors.items():
-        what, _, name = key.partition(".")
-        parameter = names.get(name)
-        if parameter is None or (what != "step" and value.shape != parameter.shape):
-            raise WeightsError(f"the optimiser state {key!r} {tuple(value.shape)} fits no parameter", where=where)
-        # in the parameter's memory layout: the fused kernel walks both by address
-        slot = torch.empty_like(parameter) if what != "step" else torch.empty((), device=parameter.device)
-        optimiser.state[parameter][what] = slot.detach().copy_(value)
-    missing = [name for name, p in names.items() if tensors and p not in optimiser.state]
-    if missing:
-        raise WeightsError(f"the optimiser state lacks {', '.join(missing[:5])}", where=where)
 
 
 def check_same(was: Any, now: Any, where: Path, *, free: Collection[str] = (), path: str = "") -> None:

@@ -6,7 +6,6 @@ The loop continues a run that it finds; on the CPU, k steps, a kill and N - k st
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -17,35 +16,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ctfoundry import files
-from ctfoundry.errors import CTFoundryError, UsageError
+from ctfoundry.errors import UsageError
 from ctfoundry.infer.passes import Precision, autocast
 from ctfoundry.keys import Key
 from ctfoundry.settings import to_data
 from ctfoundry.train import checkpoint
 from ctfoundry.train.data import Quarantine, Samples
-from ctfoundry.train.monitor import CollapseRule, CollapseWatch, Metrics, read_metrics
+from ctfoundry.train.errors import TrainingError
+from ctfoundry.train.monitor import CollapseRule, CollapseWatch, Meters, Metrics, read_metrics
 from ctfoundry.train.progress import Progress
 from ctfoundry.train.schedule import Schedule, rate
 from ctfoundry.train.task import Source, Task
+from ctfoundry.train.update import Optimiser, Updater
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-MEASURED_STEPS = 4
-"""With a budget of minutes, the first steps are timed (the very first excepted) and then set the schedule's length."""
-OVERRUN = 1.1
-"""A run with a budget of minutes stops at this multiple of it when its steps got slower than those measured."""
-
-
-@dataclass(frozen=True)
-class Optimiser:
-    """AdamW (Loshchilov and Hutter 2019). `clip`: largest norm of all gradients together; None leaves them as they are."""
-
-    rate: float = 1e-4
-    weight_decay: float = 1e-6
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    clip: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +55,7 @@ class LoopSettings:
     """
 
     schedule: Schedule
-    optimiser: Optimiser = Optimiser()
+    optimiser: Optimiser = field(default_factory=Optimiser)
     batch: int = 4
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -97,13 +82,12 @@ FREE = {"workers", "ahead", "log_every", "checkpoint_every", "keep_every", "fail
 class Summary:
     """What a run has come to.
 
-    `steps` done of `total`; `finished` when the schedule is through or the step asked for is reached; `last` is the last
-    log line.
+    `steps` done of `total` (with a budget of minutes, of as many as fitted); `finished` when the schedule, the budget or the
+    step asked for is reached; `last` is the last log line; `warnings` are all that the run gave, also before it continued.
     """
 
     steps: int
     total: int
-    finished: bool
     seconds: float
     skipped: int
     precision: str
@@ -114,19 +98,39 @@ class Summary:
 
 @dataclass
 class _State:
-    """Everything beside tensors that a checkpoint remembers."""
+    """What a checkpoint remembers beside tensors."""
 
     precision: Precision
-    minutes: float | None
+    timed: bool
     scans: str
     step: int = 0
-    total: int | None = None
     seconds: float = 0.0
     skipped: int = 0
-    sums: dict[str, str] = field(default_factory=dict)  # text, because JSON knows no NaN
-    summed: int = 0
-    streaks: dict[str, int] = field(default_factory=dict)
     last: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """How far a run has come: along its schedule, and towards the end of this call."""
+
+    schedule: Schedule
+    minutes: float | None
+    steps: int | None
+    before: float
+    began: float
+
+    def seconds(self) -> float:
+        """Seconds trained, also before the run was continued."""
+        return self.before + time.monotonic() - self.began
+
+    def place(self, step: int) -> float:
+        """The point of the schedule: the step, or with a budget of minutes the same share of it as of the time."""
+        return step if self.minutes is None else self.schedule.steps * self.seconds() / (60 * self.minutes)
+
+    def share(self, step: int) -> float:
+        """The done share of what this call has to do; 1 is the end."""
+        share = self.place(step) / self.schedule.steps
+        return share if self.steps is None else max(share, step / self.steps)
 
 
 def fit(
@@ -145,13 +149,14 @@ def fit(
 
     Parameters
     ----------
-    minutes : a budget of time. The first `MEASURED_STEPS` steps are timed, then the schedule is stretched, warm-up and all, to
-        the number of steps that fit; that number is kept in the checkpoints and stated in the summary, and
-        ``schedule.steps`` set to it gives the same schedule again.
+    minutes : a budget of time, in all. The schedule then runs over the share of the time that is used instead of the share of
+        the steps that are done (warm-up and all), so it ends when the time does, however fast the machine is and whatever
+        else it does. Such a run continues too, but two of them are never the same to the bit: they follow a clock.
     steps : stop when this many steps are done in all. The schedule stays as it is, so a later call goes on as if there had
         been no stop.
 
-    Raises SettingsError or UsageError when the run found was made with other settings or another budget.
+    Raises SettingsError or UsageError when the run found was made with other settings, on other scans, or by steps and not by
+    minutes (or the other way round).
     """
     began = time.monotonic()
     place = torch.device(device)
@@ -165,36 +170,67 @@ def fit(
     modules = task.modules.to(place).train()
     if settings.channels_last:
         modules.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    parameters = {name: p for name, p in modules.named_parameters() if p.requires_grad}
-    own = settings.optimiser
-    optimiser = torch.optim.AdamW(
-        parameters.values(), own.rate, own.betas, own.eps, weight_decay=own.weight_decay, fused=True
-    )
-    state = _State(resolve_precision(settings.precision, place), minutes, trained_on)
+    state = _State(resolve_precision(settings.precision, place), minutes is not None, trained_on)
     saved = checkpoint.steps(folder)
+    tensors, rest = _found(folder, saved[-1], settings, state) if saved else ({}, {})
     if saved:
-        state, rest = _continue(folder, saved[-1], task, settings, parameters, optimiser, state)
-    scaler = torch.amp.GradScaler(place.type, enabled=state.precision == "fp16")
-    if saved and rest["scaler"]:
-        scaler.load_state_dict(rest["scaler"])
-    guard = _Guard(modules, place)
-    watch = CollapseWatch(settings.collapse)
-    watch.streaks.update(state.streaks)
+        state = _State(**rest["state"])
+    updater = Updater(modules, settings.optimiser, place, scaled=state.precision == "fp16")
+    meters, watch = Meters(), CollapseWatch(settings.collapse)
+    if saved:
+        checkpoint.load_strict(modules, tensors["modules"], folder)
+        updater.load(tensors["optimiser"], rest["scaler"], folder)
+        task.load(rest["task"])
+        meters.load(rest["meters"])
+        watch.streaks.update(rest["streaks"])
     metrics = Metrics(run / "metrics.jsonl", state.step)
     quarantine = Quarantine(run / "quarantine.jsonl", len(scans), settings.failing_share)
-    sums: dict[str, Tensor | float] = {name: float(value) for name, value in state.sums.items()}
-    times: list[float] = []
-    elapsed_before = state.seconds
+    clock = _Clock(settings.schedule, minutes, steps, state.seconds, began)
 
     def save() -> None:
-        state.seconds = elapsed_before + time.monotonic() - began
-        state.sums = {name: repr(float(value)) for name, value in sums.items()}
-        state.streaks = dict(watch.streaks)
-        state.skipped += guard.take()[0]
-        rest = {"settings": to_data(settings), "task": task.state(), "scaler": scaler.state_dict()}
-        tensors = {"modules": modules.state_dict(), "optimiser": checkpoint.optimiser_state(optimiser, parameters)}
-        checkpoint.write(folder, state.step, tensors, {"run": vars(state), **rest})
+        state.seconds = clock.seconds()
+        state.skipped += updater.take()[0]
+        rest = {
+            "state": vars(state),
+            "settings": to_data(settings),
+            "task": task.state(),
+            "scaler": updater.scaler.state_dict(),
+            "meters": meters.state(),
+            "streaks": watch.streaks,
+        }
+        checkpoint.write(folder, state.step, {"modules": modules.state_dict(), "optimiser": updater.tensors()}, rest)
         checkpoint.prune(folder, settings.keep_every)
+
+    def log() -> None:
+        seconds, count = clock.seconds() - logged, meters.count
+        skipped, streak = updater.take()
+        state.skipped += skipped
+        row = {
+            "step": state.step,
+            "epoch": state.step * settings.batch / len(scans),
+            **meters.take(),
+            **task.measures(),
+            "rate": rate_now,
+            "wait_share": data.waited / seconds,
+            "samples_per_s": count * settings.batch / seconds,
+            "skipped": state.skipped,
+            "seconds": clock.seconds(),
+        }
+        data.waited = 0.0
+        state.last = metrics.write(row)
+        progress.log(state.step, clock.share(state.step), clock.seconds(), _text(row))
+        new = watch.see(row) if clock.place(state.step) > settings.schedule.warmup else []
+        if skipped:
+            new.append(f"skipped: {skipped} steps without finite gradients")
+        for text in new:
+            metrics.write({"step": state.step, "warning": text.split(":")[0], "text": text})
+            progress.warn(text)
+        if streak >= settings.skip_limit:
+            raise TrainingError(
+                f"{streak} steps in a row had no finite gradients; stopped at step {state.step}",
+                where=run,
+                do="lower the learning rate, clip gradients or use fp32; it continues from its last checkpoint",
+            )
 
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(title, quiet=quiet))
@@ -209,84 +245,31 @@ def fit(
                 ahead=2 * settings.batch if settings.ahead is None else settings.ahead,
             )
         )
-        logged = time.monotonic()
-        while state.step < _stop(state, settings, steps):
-            step_began = time.monotonic()
-            stretched = state.total if minutes is not None else None
-            for group in optimiser.param_groups:
-                group["lr"] = own.rate * rate(settings.schedule, state.step, total=stretched)
-
+        logged = clock.seconds()
+        done = clock.share(state.step) >= 1
+        while not done:
+            rate_now = settings.optimiser.rate * rate(settings.schedule, clock.place(state.step))
+            updater.begin(rate_now)
             samples = data.take(settings.batch)
             batch = task.batch([s.reads for s in samples], [s.draws for s in samples], place)
-            guard.remember()
             with autocast(place, state.precision):
                 losses = task.losses(batch, state.step)
-            optimiser.zero_grad(set_to_none=True)
-            scaler.scale(losses["loss"]).backward()
-            scaler.unscale_(optimiser)
-            guard.step(optimiser, scaler, own.clip)
+            updater.end(losses["loss"])
             task.after(state.step)
-
+            meters.add(losses)
             state.step += 1
-            state.summed += 1
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value.detach()  # on the device: a float here would wait for it
-            if minutes is not None and state.total is None:
-                if place.type == "cuda":
-                    torch.cuda.synchronize(place)
-                times.append(time.monotonic() - step_began)
-                if len(times) == MEASURED_STEPS:
-                    left = minutes * 60 - (elapsed_before + time.monotonic() - began)
-                    state.total = state.step + max(1, int(left / statistics.median(times[1:])))
-            total = _stop(state, settings, steps)
-            seconds = (time.monotonic() - logged) / state.summed
-            progress.step(state.step, total, seconds)
-
-            done = state.step == total
+            done = clock.share(state.step) >= 1
+            progress.step(state.step, clock.share(state.step), clock.seconds())
             if done or state.step % settings.log_every == 0:
-                now = time.monotonic()
-                skipped, streak = guard.take()
-                state.skipped += skipped
-                row = {
-                    "step": state.step,
-                    "epoch": round(state.step * settings.batch / len(scans), 4),
-                    **{name: float(value) / state.summed for name, value in sums.items()},
-                    **task.measures(),
-                    "rate": optimiser.param_groups[0]["lr"],
-                    "wait_share": data.waited / (now - logged),
-                    "samples_per_s": state.summed * settings.batch / (now - logged),
-                    "skipped": state.skipped,
-                    "seconds": elapsed_before + now - began,
-                }
-                state.last = metrics.write(row)
-                progress.log(state.step, total, seconds, _text(row))
-                new = watch.see(row) if state.step > settings.schedule.warmup else []
-                new += [f"skipped: {skipped} steps without finite gradients"] if skipped else []
-                for text in new:
-                    metrics.write({"step": state.step, "warning": text.split(":")[0], "text": text})
-                    progress.warn(text)
-                if streak >= settings.skip_limit:
-                    raise CTFoundryError(
-                        f"{streak} steps in a row had no finite gradients; stopped at step {state.step}",
-                        where=run,
-                        do="lower the learning rate, clip gradients, or use precision fp32; it continues from its last checkpoint",
-                    )
-                sums.clear()
-                state.summed, data.waited, logged = 0, 0.0, now
-            late = minutes is not None and elapsed_before + time.monotonic() - began > OVERRUN * 60 * minutes
-            if done or late or state.step % settings.checkpoint_every == 0:
+                log()
+                logged = clock.seconds()
+            if done or state.step % settings.checkpoint_every == 0:
                 save()
-            if late and not done:
-                text = f"late: stopped at step {state.step} of {total}, because steps got slower than those measured"
-                metrics.write({"step": state.step, "warning": "late", "text": text})
-                progress.warn(text)
-                break
 
     return Summary(
         steps=state.step,
-        total=state.total or settings.schedule.steps,
-        finished=state.step >= _stop(state, settings, steps),
-        seconds=elapsed_before + time.monotonic() - began,
+        total=settings.schedule.steps if minutes is None else state.step,
+        seconds=clock.seconds(),
         skipped=state.skipped,
         precision=state.precision,
         quarantined=len(quarantine.since),
@@ -312,40 +295,22 @@ def _computes_bf16() -> bool:
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
-def _stop(state: _State, settings: LoopSettings, steps: int | None) -> int:
-    """The step at which this call ends."""
-    total = state.total or settings.schedule.steps
-    if state.minutes is not None and state.total is None:
-        total = state.step + MEASURED_STEPS
-    return total if steps is None else min(total, steps)
-
-
-def _continue(
-    folder: Path,
-    step: int,
-    task: Task,
-    settings: LoopSettings,
-    parameters: dict[str, torch.nn.Parameter],
-    optimiser: torch.optim.Optimizer,
-    fresh: _State,
-) -> tuple[_State, dict[str, Any]]:
-    """Load a checkpoint; raises when it belongs to other settings."""
+def _found(
+    folder: Path, step: int, settings: LoopSettings, fresh: _State
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The checkpoint to continue from; raises when it belongs to other settings, scans or another kind of budget."""
     tensors, rest = checkpoint.read(folder, step)
-    where = folder / f"step-{step:08d}"
-    checkpoint.check_same(rest["settings"], to_data(settings), where, free=FREE)
-    state = _State(**rest["run"])
-    if state.scans != fresh.scans:
+    checkpoint.check_same(rest["settings"], to_data(settings), folder, free=FREE)
+    if rest["state"]["scans"] != fresh.scans:
         raise UsageError("this run was begun on other scans", where=folder.parent, do="start a new run")
-    if state.minutes != fresh.minutes:
-        was, now = (
-            f"a budget of {m:g} minutes" if m is not None else "the schedule's own length"
-            for m in (state.minutes, fresh.minutes)
+    if rest["state"]["timed"] is not fresh.timed:
+        was, now = ("minutes" if timed else "steps" for timed in (rest["state"]["timed"], fresh.timed))
+        raise UsageError(
+            f"the schedule of this run follows {was}, not {now}",
+            where=folder.parent,
+            do=f"continue it by {was}, or start a new run",
         )
-        raise UsageError(f"this run was begun with {was}, not {now}", where=folder.parent, do="start a new run")
-    checkpoint.load_strict(task.modules, tensors["modules"], where)
-    checkpoint.load_optimiser(optimiser, parameters, tensors["optimiser"], where)
-    task.load(rest["task"])
-    return state, rest
+    return tensors, rest
 
 
 def _text(row: Mapping[str, Any]) -> str:
@@ -356,47 +321,3 @@ def _text(row: Mapping[str, Any]) -> str:
         parts.append(f"rank {row['rank']:.1f}")
     parts += [f"rate {row['rate']:.2g}", f"{row['samples_per_s']:.1f} scans/s", f"waiting {row['wait_share']:.0%}"]
     return ", ".join(parts)
-
-
-class _Guard:
-    """Updates the weights unless a gradient is not finite, and counts, all without waiting for the device.
-
-    A step that is skipped leaves no trace: AdamW's fused kernel is told on the device to do nothing, and running statistics
-    are put back, since a forward pass that overflowed has spoiled them.
-    """
-
-    def __init__(self, modules: torch.nn.Module, device: torch.device) -> None:
-        self.buffers = [b for b in modules.buffers() if b.numel()]
-        self.before: list[Tensor] = []
-        self.skipped = torch.zeros((), device=device)
-        self.streak = torch.zeros((), device=device)
-        self.worst = torch.zeros((), device=device)
-
-    def remember(self) -> None:
-        """Called before the forward pass."""
-        self.before = [b.clone() for b in self.buffers]
-
-    @torch.no_grad()
-    def step(self, optimiser: torch.optim.AdamW, scaler: torch.amp.GradScaler, clip: float | None) -> None:
-        """Clip, then update or skip."""
-        parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
-        bad = (~norm.isfinite()).float()
-        if not scaler.is_enabled():  # an enabled scaler tells the optimiser itself
-            optimiser.found_inf = bad  # type: ignore[attr-defined]
-        scaler.step(optimiser)
-        scaler.update()
-        for buffer, old in zip(self.buffers, self.before, strict=True):
-            buffer.copy_(torch.where(bad.bool(), old, buffer))
-        self.skipped += bad
-        self.streak = (self.streak + 1) * bad
-        self.worst = torch.maximum(self.worst, self.streak)
-
-    def take(self) -> tuple[int, int]:
-        """(skipped steps, longest row of them) since the last call."""
-        found = int(self.skipped), int(self.worst)
-        self.skipped.zero_()
-        self.worst.copy_(self.streak)
-        return found

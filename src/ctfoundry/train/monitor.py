@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ctfoundry import files
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,34 @@ class CollapseWatch:
             rank, limit = row["rank"], self.rule.rank_share * row["rank_of"]
             found["rank"] = rank, limit, f"effective rank {rank:.1f} of {row['rank_of']:.0f} (below {limit:.2g})"
         return found
+
+
+class Meters:
+    """Means of what steps report, summed on the device: asking for a float at each step would wait for it."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor | float] = {}
+        self.count = 0
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """The scalars of one step."""
+        self.count += 1
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+
+    def take(self) -> dict[str, float]:
+        """The means since the last call."""
+        means = {name: float(value) / self.count for name, value in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return means
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint; numbers as text, because JSON knows no NaN."""
+        return {"count": self.count, "sums": {name: repr(float(value)) for name, value in self.sums.items()}}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+        self.count, self.sums = state["count"], {name: float(text) for name, text in state["sums"].items()}
 
 
 class Metrics:

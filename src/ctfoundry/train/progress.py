@@ -25,28 +25,28 @@ class Progress:
         self._bar = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
-            progress.MofNCompleteColumn(),
+            progress.TaskProgressColumn(),
             progress.TextColumn("{task.fields[rate]}"),
             progress.TimeRemainingColumn(),
             progress.TextColumn("{task.fields[text]}"),
             console=Console(stderr=True),
         )
-        self._task = self._bar.add_task(self.title, total=None, rate="", text="")
+        self._task = self._bar.add_task(self.title, total=1.0, rate="", text="")
         self._bar.start()
         return self
 
-    def step(self, done: int, total: int, seconds: float) -> None:
-        """`done` of `total` steps; `seconds` is what a step takes."""
+    def step(self, done: int, share: float, seconds: float) -> None:
+        """`done` steps in `seconds`, which is `share` of the work."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total, rate=f"{1 / seconds:.2g} steps/s")
+            self._bar.update(self._task, completed=min(share, 1.0), rate=f"step {done}, {done / seconds:.2g}/s")
 
-    def log(self, done: int, total: int, seconds: float, text: str) -> None:
+    def log(self, done: int, share: float, seconds: float, text: str) -> None:
         """The text of a log step."""
         if self._bar is not None:
             self._bar.update(self._task, text=text)
         elif not self.quiet:
-            left = (total - done) * seconds
-            print(f"{self.title}: {done}/{total} steps, {left:.0f} s left, {text}", file=sys.stderr, flush=True)
+            left = seconds * max(1 / share - 1, 0.0)
+            print(f"{self.title}: step {done}, {share:.0%}, {left:.0f} s left, {text}", file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
         """A warning; shown even when quiet."""

@@ -31,16 +31,13 @@ class Schedule:
             raise ValueError(f"a schedule has at least one step and a shorter warm-up, not {self}")
 
 
-def rate(schedule: Schedule, step: int, *, total: int | None = None) -> float:
-    """The share of the learning rate at `step` (0 the first).
+def rate(schedule: Schedule, place: float) -> float:
+    """The share of the learning rate at `place` of the schedule: the step (0 the first), or any point between steps.
 
-    `total` stretches the schedule, warm-up and all, to another number of steps: a run with a time budget has one.
-
-    With e = step // epoch, w = warmup / epoch and T = steps / epoch: start + (1 - start) e/w before w, then
+    With e = place // epoch, w = warmup / epoch and T = steps / epoch: start + (1 - start) e/w before w, then
     max(end, (1 + cos(pi (e - w) / (T - w))) / 2), and after T what it was there.
     """
-    place = min(step, schedule.steps) if total is None else min(step / total, 1.0) * schedule.steps
-    e = place // schedule.epoch
+    e = min(place, schedule.steps) // schedule.epoch
     w, last = schedule.warmup / schedule.epoch, schedule.steps / schedule.epoch
     if e < w:
         return schedule.start + (1 - schedule.start) * e / max(1.0, w)

@@ -1,0 +1,107 @@
+"""One update of the weights: backward, clip, AdamW; or, where a gradient is not finite, no update at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ctfoundry.errors import WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """AdamW (Loshchilov and Hutter 2019). `clip`: largest norm of all gradients together; None leaves them as they are."""
+
+    rate: float = 1e-4
+    weight_decay: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip: float | None = None
+
+
+class Updater:
+    """AdamW over the trainable weights of `modules`, with loss scaling for fp16; never waits for the device.
+
+    A step with a gradient that is not finite leaves no trace: the fused kernel is told on the device to do nothing, and
+    running statistics are put back, since the forward pass that overflowed has spoiled them. Skipped steps are counted.
+    """
+
+    def __init__(self, modules: nn.Module, settings: Optimiser, device: torch.device, *, scaled: bool) -> None:
+        self.settings = settings
+        self.parameters = {name: p for name, p in modules.named_parameters() if p.requires_grad}
+        self.optimiser = torch.optim.AdamW(
+            self.parameters.values(),
+            settings.rate,
+            settings.betas,
+            settings.eps,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+        self._buffers = list(modules.buffers())
+        self._before: list[Tensor] = []
+        self._skipped, self._streak, self._worst = (torch.zeros((), device=device) for _ in range(3))
+
+    def begin(self, rate: float) -> None:
+        """Before a step's forward pass: set the learning rate, remember running statistics."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self._before = [buffer.clone() for buffer in self._buffers]
+
+    def end(self, loss: Tensor) -> None:
+        """After the forward pass: gradients, then update or skip."""
+        self.optimiser.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimiser)
+        with torch.no_grad():
+            self._step()
+
+    def _step(self) -> None:
+        used = [p for p in self.parameters.values() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in used if p.grad is not None])
+        if self.settings.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(used, self.settings.clip, norm)
+        bad = (~norm.isfinite()).float()
+        if not self.scaler.is_enabled():  # an enabled scaler tells the kernel itself
+            self.optimiser.found_inf = bad  # type: ignore[attr-defined]
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        for buffer, old in zip(self._buffers, self._before, strict=True):
+            buffer.copy_(torch.where(bad.bool(), old, buffer))
+        self._skipped += bad
+        self._streak = (self._streak + 1) * bad
+        self._worst = torch.maximum(self._worst, self._streak)
+
+    def take(self) -> tuple[int, int]:
+        """(skipped steps, longest row of them) since the last call; waits for the device."""
+        found = int(self._skipped), int(self._worst)
+        self._skipped.zero_()
+        self._worst = self._streak.clone()
+        return found
+
+    def tensors(self) -> dict[str, Tensor]:
+        """AdamW's state under ``WHAT.PARAMETER``."""
+        state = self.optimiser.state
+        return {f"{what}.{name}": v for name, p in self.parameters.items() for what, v in state.get(p, {}).items()}
+
+    def load(self, tensors: dict[str, Tensor], scaler: dict[str, Any], where: Path) -> None:
+        """Take back `tensors` and the scaler's state; raises WeightsError when they belong to other weights."""
+        for key, value in tensors.items():
+            what, _, name = key.partition(".")
+            parameter = self.parameters.get(name)
+            if parameter is None or (what != "step" and value.shape != parameter.shape):
+                raise WeightsError(f"the optimiser state {key!r} {tuple(value.shape)} fits no parameter", where=where)
+            # in the parameter's memory layout: the fused kernel walks both by address
+            slot = torch.empty_like(parameter) if what != "step" else torch.empty((), device=parameter.device)
+            self.optimiser.state[parameter][what] = slot.detach().copy_(value)
+        missing = [name for name, p in self.parameters.items() if tensors and p not in self.optimiser.state]
+        if missing:
+            raise WeightsError(f"the optimiser state lacks {', '.join(missing[:5])}", where=where)
+        if scaler:
+            self.scaler.load_state_dict(scaler)
