@@ -40,6 +40,9 @@ _CLASSES = {  # SOP classes (PS3.4 B.5) that are met beside CT slices, and what 
     "1.2.840.10008.5.1.4.1.1.481.5": "plan (RTPLAN)",
 }
 
+DAMAGED = "damaged DICOM file"
+"""Reason for files that begin as DICOM and cannot be parsed."""
+
 _BITS = 16
 
 
@@ -50,6 +53,8 @@ def why_not(header: Header) -> str | None:
         if name in _CLASSES:
             return _CLASSES[name]
         name = name.rpartition(".")[0]
+    if not header.sop_class and not header.modality:
+        return DAMAGED
     if header.modality != "CT":
         return f"not CT ({header.modality[:16] or 'no modality'})"
     if header.sop_class not in (CT_CLASS, ""):

@@ -177,7 +177,7 @@ def _slice(path: str, start: bytes) -> Header | str:
     try:
         header = read_header(path, start)
     except (ReadError, OSError):
-        return "damaged DICOM file"
+        return dicom.DAMAGED
     return dicom.why_not(header) or header
 
 

@@ -126,7 +126,7 @@ def _declared(path: Path, fields: dict[str, str], end: int) -> Declared:
         path=path,
         format="metaimage",
         data=data,
-        start=(end if local else 0) + skip,
+        start=skip or (end if local else 0),
         skip=0,
         packing="zlib" if packed else "raw",
         dtype=dtype,
