@@ -90,6 +90,16 @@ def test_gradient_is_right_in_float64() -> None:
     assert torch.autograd.gradcheck(lambda t: intra_sample_nt_xent(t, symmetric=True), (z,))
 
 
+def test_a_zero_embedding_is_no_nan_and_the_graph_can_be_kept() -> None:
+    z = embeddings(1, 3, 2, 4)
+    z[0, 1, 0] = 0
+    z.requires_grad_()
+    loss = intra_sample_nt_xent(z)
+    first, again = (torch.autograd.grad(loss, z, retain_graph=True)[0] for _ in range(2))
+    assert bool(first.isfinite().all())
+    assert torch.equal(first, again)
+
+
 def test_computes_in_float32_under_autocast() -> None:
     z = embeddings(2, 8, 2, 16).bfloat16().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
