@@ -100,6 +100,18 @@ def test_a_code_names_each_world_axis_once_and_reordering_reaches_it(affine):
     assert geometry.orientation(geometry.reordered(affine, SHAPE, *geometry.axes_to(affine, "SPL"))) == "SPL"
 
 
+@pytest.mark.parametrize(
+    "angles", [(0, 0, 45), (45, 45, 0), (45, 0, 45), (45, 45, 45), (54.735610317, 0, 45), (90, 45, 0)]
+)
+def test_halfway_between_two_codes_every_reordering_is_reached(angles):
+    """At 45 degrees two letters are equally true; which is taken may not depend on how the array is stored."""
+    turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    for code, target in product(CODES[::5], CODES):
+        affine = geometry.make_affine((1, 2, 3), code, rotation=turn)
+        moved = geometry.reordered(affine, SHAPE, *geometry.axes_to(affine, target))
+        assert geometry.orientation(moved) == target
+
+
 def test_sheared_grids_get_a_code_and_are_known():
     """A gantry tilt of 20 degrees: slices slide along y."""
     affine = np.array(geometry.make_affine((2.5, 0.8, 0.8), "SPL"))

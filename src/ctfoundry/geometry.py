@@ -99,16 +99,21 @@ def world_axes(affine: Affine) -> list[tuple[int, int]]:
     """For each array axis the (world axis, sign) that it runs closest to, each world axis once.
 
     The assignment is made on the nearest rotation of the axes, largest cosine first, so that oblique and sheared grids
-    get a code too.
+    get a code too. Where axes are equally near (45 degrees) what decides is how they lie, not their order or direction, so
+    that a reordered array keeps its letters.
     """
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     u, _, v = np.linalg.svd(directions)
     cosines = u @ v
+    free = np.round(np.abs(cosines), 6)
+    x, y, z = cosines
+    lie = np.round([*free, x * y, x * z, y * z], 6)  # the same for an axis and its opposite
+    ranked = sorted(range(3), key=lambda axis: tuple(lie[:, axis]), reverse=True)
     left: dict[int, tuple[int, int]] = {}
-    free = np.abs(cosines)
     for _ in range(3):
-        world, axis = np.unravel_index(int(np.argmax(free)), free.shape)
-        left[int(axis)] = (int(world), 1 if cosines[world, axis] > 0 else -1)
+        world, rank = np.unravel_index(int(np.argmax(free[:, ranked])), free.shape)
+        axis = ranked[int(rank)]
+        left[axis] = (int(world), 1 if cosines[world, axis] > 0 else -1)
         free[world, :] = free[:, axis] = -1
     return [left[axis] for axis in range(3)]
 
