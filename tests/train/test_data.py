@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from ctfoundry.errors import StoreError
+from ctfoundry.keys import Key
+from ctfoundry.train.data import Order, Quarantine, Samples
+from train.toys import Regression, ToySource
+
+KEY = Key.of("test")
+
+
+def ids_and_noise(
+    tmp_path: Path,
+    source: ToySource,
+    *,
+    start: int = 0,
+    count: int = 30,
+    workers: int = 0,
+    ahead: int = 5,
+    share: float = 0.3,
+) -> list[tuple[str, float]]:
+    quarantine = Quarantine(tmp_path / "quarantine.jsonl", source.count, share)
+    with Samples(Regression(), source, KEY, quarantine, start=start, workers=workers, ahead=ahead) as samples:
+        found = [samples.take(1)[0] for _ in range(count)]
+    assert all((s.reads[0] == 100 * int(s.id[4:])).all() for s in found)
+    return [(s.id, s.draws.noise) for s in found]
+
+
+def test_each_pass_shows_every_scan_once_in_another_order(tmp_path: Path) -> None:
+    ids = [id for id, _ in ids_and_noise(tmp_path, ToySource(), count=21)]
+    passes = [ids[:7], ids[7:14], ids[14:]]
+    assert all(len(set(p)) == 7 for p in passes)
+    assert passes[0] != passes[1] != passes[2]
+
+
+def test_workers_and_start_change_nothing(tmp_path: Path) -> None:
+    plain = ids_and_noise(tmp_path, ToySource())
+    for workers, ahead in ((1, 1), (2, 3), (5, 40)):
+        assert ids_and_noise(tmp_path, ToySource(), workers=workers, ahead=ahead) == plain
+    assert ids_and_noise(tmp_path, ToySource(), start=11, count=19, workers=2) == plain[11:]
+
+
+def test_draws_depend_on_epoch_and_scan_and_not_on_the_position(tmp_path: Path) -> None:
+    drawn = ids_and_noise(tmp_path, ToySource(), count=14)
+    task, source = Regression(), ToySource()
+    for epoch, part in enumerate((drawn[:7], drawn[7:])):
+        expected = {e.id: task.plan(KEY("sample", epoch, e.id), e).noise for e in source.entries}
+        assert dict(part) == expected
+
+
+def test_reading_ahead_is_bounded(tmp_path: Path) -> None:
+    source = ToySource(count=50)
+    quarantine = Quarantine(tmp_path / "q", 50, 0.1)
+    with Samples(Regression(), source, KEY, quarantine, start=0, workers=3, ahead=4) as samples:
+        samples.take(1)
+    assert len(source.read_ids) <= 4
+
+
+def test_a_failing_scan_is_named_and_replaced_the_same_way_every_time(tmp_path: Path) -> None:
+    broken = ToySource(broken=frozenset({"scan2", "scan5"}))
+    first = ids_and_noise(tmp_path / "a" if (tmp_path / "a").mkdir() is None else tmp_path, broken, count=40, workers=0)
+    (tmp_path / "b").mkdir()
+    assert ids_and_noise(tmp_path / "b", broken, count=40, workers=3, ahead=9) == first
+    # continued, knowing what has failed, and begun anew in the middle without knowing
+    assert ids_and_noise(tmp_path / "b", broken, start=13, count=27, workers=2) == first[13:]
+    (tmp_path / "c").mkdir()
+    assert ids_and_noise(tmp_path / "c", broken, start=13, count=27) == first[13:]
+    assert {id for id, _ in first} == {"scan0", "scan1", "scan3", "scan4", "scan6"}
+    rows = [json.loads(line) for line in (tmp_path / "b" / "quarantine.jsonl").read_text().splitlines()]
+    assert Counter(row["id"] for row in rows) == {"scan2": 1, "scan5": 1}
+    assert all("OSError" in row["reason"] and "chunk 3 is damaged" in row["reason"] for row in rows)
+
+
+def test_too_many_failing_scans_stop_the_run(tmp_path: Path) -> None:
+    broken = ToySource(broken=frozenset({"scan2", "scan5", "scan6"}))
+    with pytest.raises(StoreError, match=r"3 of 7 scans failed.*chunk 3 is damaged"):
+        ids_and_noise(tmp_path, broken)
+
+
+def test_the_only_scan_fails(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="1 of 1 scans failed"):
+        ids_and_noise(tmp_path, ToySource(1, frozenset({"scan0"})))
+
+
+def test_a_plan_that_fails_counts_as_a_failing_scan(tmp_path: Path) -> None:
+    class Bad(Regression):
+        def plan(self, key, entry):  # type: ignore[no-untyped-def]
+            raise ValueError("no box of HU > 0")
+
+    quarantine = Quarantine(tmp_path / "q", 7, 0.1)
+    with (
+        Samples(Bad(), ToySource(), KEY, quarantine, start=0, workers=1, ahead=2) as samples,
+        pytest.raises(StoreError, match="no box of HU > 0"),
+    ):
+        samples.take(1)
+
+
+def test_order_is_a_function_of_the_position() -> None:
+    order = Order(KEY, 5)
+    forward = [order[p] for p in range(20)]
+    assert [order[p] for p in reversed(range(20))] == forward[::-1]
