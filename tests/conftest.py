@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 import skips
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

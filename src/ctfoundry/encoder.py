@@ -335,7 +335,8 @@ class Encoder:
             with passes.autocast(self.device, precision):
                 return self.raw(x, levels)
 
-        return passes.run(forward, prepared.x, chosen, extent)
+        d, h, w = (max(level.stride[axis] for level in self.levels) for axis in range(3))
+        return passes.run(forward, prepared.x, chosen, extent, (d, h, w))
 
     def _placed(self, data: Tensor, name: str, prepared: Prepared, first: int = 0) -> FeatureMap:
         """Cells with their affine and validity; `first` is the index of the first cell along axis 0."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Rule = Literal["monai", "sitk", "antialias"]
+MANY_TAPS = 8
+"""With more inputs per output one dense matrix product is faster than a pass over the array for each input."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,9 @@ def apply_taps(x: Float[Tensor, "..."], operator: Taps, axis: int) -> Float[Tens
     x = x if x.is_floating_point() else x.float()
     if is_identity(operator):
         return x
+    if len(operator.index) > MANY_TAPS:
+        matrix = torch.from_numpy(operator.as_matrix()).to(x.device, x.dtype)
+        return torch.tensordot(x, matrix, dims=([axis], [1])).movedim(-1, axis).contiguous()
     shape = [1] * x.ndim
     shape[axis] = -1
     out: Tensor | None = None

@@ -71,15 +71,20 @@ def cells(shape: Vec3, level: Level) -> Vec3:
     return d, h, w
 
 
-def run(forward: Forward, x: Float[Tensor, "c d h w"], levels: tuple[Level, ...], extent: Extent) -> Iterator[Piece]:
-    """The pieces of one scan under `extent` (a cube has been cut out before)."""
+def run(
+    forward: Forward, x: Float[Tensor, "c d h w"], levels: tuple[Level, ...], extent: Extent, stride: Vec3
+) -> Iterator[Piece]:
+    """The pieces of one scan under `extent` (a cube has been cut out before).
+
+    `stride` is the network's deepest one: windows start on its multiples, whichever levels are asked for.
+    """
     if extent.mode in ("whole", "cube"):
         maps, tokens = forward(x[None])
         yield Piece({name: (0, data[0]) for name, data in maps.items()}, tokens)
     elif extent.mode == "slices":
         yield from _slices(forward, x)
     else:
-        yield from _windows(forward, x, levels, extent)
+        yield from _windows(forward, x, levels, extent, stride)
 
 
 def _slices(forward: Forward, x: Float[Tensor, "c d h w"]) -> Iterator[Piece]:
@@ -90,8 +95,16 @@ def _slices(forward: Forward, x: Float[Tensor, "c d h w"]) -> Iterator[Piece]:
 
 
 def window_step(size: Vec3, overlap: float, multiple: Vec3 = (1, 1, 1)) -> Vec3:
-    """Distance between window starts: round(size * (1 - overlap)), down to a multiple of the deepest stride."""
-    step = [max(round(n * (1 - overlap)) // m * m, m) for n, m in zip(size, multiple, strict=True)]
+    """Distance between window starts: round(size * (1 - overlap)), down to a multiple of `multiple`.
+
+    Raises ContractError where no multiple is left: that overlap needs larger windows.
+    """
+    step = [round(n * (1 - overlap)) // m * m for n, m in zip(size, multiple, strict=True)]
+    if min(step) < 1:
+        raise ContractError(
+            f"windows of {size} voxels cannot overlap by {overlap:g}: their starts are whole cells of stride {multiple}",
+            do="use larger windows or less overlap",
+        )
     return step[0], step[1], step[2]
 
 
@@ -120,17 +133,13 @@ def window_batches(
 
 
 def _windows(
-    forward: Forward, x: Float[Tensor, "c d h w"], levels: tuple[Level, ...], extent: Extent
+    forward: Forward, x: Float[Tensor, "c d h w"], levels: tuple[Level, ...], extent: Extent, stride: Vec3
 ) -> Iterator[Piece]:
     assert extent.size is not None
     size, shape = extent.size, (x.shape[1], x.shape[2], x.shape[3])
-    for level in levels:
-        if any(n % s for n, s in zip(size, level.stride, strict=True)):
-            raise ContractError(
-                f"windows of {size} voxels do not hold whole cells of level {level.name!r} (stride {level.stride})"
-            )
-    deepest = [max((level.stride[a] for level in levels), default=1) for a in range(3)]
-    step = window_step(size, extent.overlap, (deepest[0], deepest[1], deepest[2]))
+    if any(n % s for n, s in zip(size, stride, strict=True)):
+        raise ContractError(f"windows of {size} voxels do not hold whole cells of stride {stride}")
+    step = window_step(size, extent.overlap, stride)
     rows, columns, lines = window_starts(shape, size, step)
     x = pad_to_windows(x, size, step)
     sums = {level.name: _Blend(level, shape, size, extent.blend, x) for level in levels}

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ctfoundry import geometry
 from ctfoundry.geometry import Grid
 from ctfoundry.volume import Volume
 
@@ -17,17 +16,18 @@ MINIMUM_VOXELS = 8
 
 
 def centroids(labels: Volume) -> dict[str, Point]:
-    """World centroid of each named structure that touches no face of the grid (a cut structure has a false centre)."""
-    found = {}
-    for label in (int(v) for v in np.unique(labels.voxels) if v != 0):
-        mask = labels.voxels == label
-        box = geometry.bounding_box(mask)
-        if box is None or mask.sum() < MINIMUM_VOXELS:
+    """World centroid of each structure that has a name and touches no face of the grid (a cut structure has a false centre)."""
+    from scipy import ndimage
+
+    found, names = {}, labels.names or {}
+    for label, box in enumerate(ndimage.find_objects(labels.voxels.astype(np.int32, copy=False)), 1):
+        if box is None or label not in names or any(part.start == 0 or part.stop == n for part, n in zip(box, labels.shape, strict=True)):
             continue
-        if any(low == 0 or high == n for (low, high), n in zip(box, labels.shape, strict=True)):
+        inside = np.argwhere(labels.voxels[box] == label)
+        if len(inside) < MINIMUM_VOXELS:
             continue
-        x, y, z = labels.world(np.argwhere(mask).mean(0)).tolist()
-        found[(labels.names or {}).get(label, str(label)).lower()] = (x, y, z)
+        x, y, z = labels.world(inside.mean(0) + [part.start for part in box]).tolist()
+        found[names[label].lower()] = (x, y, z)
     return found
 
 

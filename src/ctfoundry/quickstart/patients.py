@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ctfoundry.errors import UsageError
-from ctfoundry.geometry import Grid, make_affine
-from ctfoundry.volume import AIR, Volume
+from ctfoundry.geometry import Grid, make_affine, to_world
+from ctfoundry.volume import Volume
 
 if TYPE_CHECKING:
     from jaxtyping import Float32
@@ -115,13 +115,12 @@ def alike(a: Coarse, b: Coarse) -> str | None:
 
 
 def _sample(volume: Volume, grid: Grid) -> np.ndarray:
-    """Nearest voxels at the centres of a world grid."""
+    """Values at the centres of a world grid, linear between voxels, air outside."""
+    from scipy import ndimage
+
     index = np.stack(np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij"), -1)
-    points = index @ grid.affine[:3, :3].T + grid.affine[:3, 3]
-    place = np.rint(volume.index(points)).astype(int)
-    inside = ((place >= 0) & (place < np.array(volume.shape))).all(-1)
-    clipped = np.clip(place, 0, np.array(volume.shape) - 1)
-    return np.where(inside, volume.voxels[clipped[..., 0], clipped[..., 1], clipped[..., 2]], AIR)
+    place = volume.index(to_world(grid.affine, index))
+    return ndimage.map_coordinates(volume.voxels, place.reshape(-1, 3).T, order=1, mode="constant", cval=-1000.0)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
