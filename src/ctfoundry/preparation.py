@@ -87,7 +87,8 @@ class Sizing:
     """Smallest size, multiple and crop of the prepared tensor, in its voxels; `pad` is the value of added voxels.
 
     pad: ``air`` is what -1024 HU becomes, ``min`` the smallest prepared value, a number is taken as it is.
-    at: ``centre`` pads and crops on both sides (the end gets the odd voxel), ``end`` only there.
+    at: ``centre`` pads and crops on both sides (as MONAI does: the end is padded by the odd voxel, and voxel ``n // 2`` stays
+    voxel ``crop // 2``), ``end`` only there.
     """
 
     minimum: Vec3 | None = None
@@ -261,7 +262,7 @@ def padding(shape: Vec3, settings: Sizing) -> tuple[Vec3, Vec3]:
         start = -((want - n) // 2) if settings.at == "centre" else 0
         if settings.crop is not None and settings.crop[axis] < want:
             keep = settings.crop[axis]
-            start += (want - keep) // 2 if settings.at == "centre" else 0
+            start += want // 2 - keep // 2 if settings.at == "centre" else 0
             want = keep
         offset.append(start)
         size.append(want)
@@ -273,6 +274,10 @@ def prepare(preparation: Preparation, volume: Volume, *, device: str | torch.dev
     check(preparation, volume)
     settings = preparation.resampling
     turned = volume if settings.orientation is None else volume.reorient(settings.orientation)
+    if turned.valid is not None:
+        # Scanners write anything outside their field of view; it is no foreground, and no neighbour may be mixed with it.
+        fill = np.asarray(settings.outside, dtype=turned.voxels.dtype)
+        turned = turned.with_voxels(np.where(turned.valid, turned.voxels, fill))
     box = foreground_box(turned.voxels, settings.foreground)
     placement = place(settings, turned.grid, box)
     offset, size = padding(placement.shape, preparation.sizing)
