@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     Operators = tuple[Float[Tensor, "n od id"], Float[Tensor, "n oh ih"], Float[Tensor, "n ow iw"]]
+    Band = tuple[int, int, int, int]  # rows from, to; inputs from, to
     Before = tuple[Float[Tensor, "*n od id"], Float[Tensor, "*n oh ih"], Float[Tensor, "*n ow iw"]]
 
+BLOCK = 32
+"""Rows of one band: fewer leave out more zeros, more multiply faster."""
 TRUNCATED = 4.0
 """Smoothing kernels end at this many sigmas, as MONAI's do."""
 
@@ -109,15 +112,14 @@ def axis_operators(draws: Sequence[ViewDraw], size: Vec3, *, device: torch.devic
     for axis, n in enumerate(size):
         if any(d.start[axis] < 0 or d.start[axis] + d.size[axis] > n for d in draws):
             raise ContractError(f"a view's box leaves its crop of {n} voxels along axis {axis}")
-        low, length = (
-            torch.tensor([[v[axis]] for v in vectors], dtype=torch.float64, device=device)
-            for vectors in ([d.start for d in draws], [d.size for d in draws])
-        )  # n 1
+        low, length, flip = (
+            torch.tensor(values, dtype=torch.float64, device=device).reshape(-1, 1)  # n 1
+            for values in ([d.start[axis] for d in draws], [d.size[axis] for d in draws], [d.flip for d in draws])
+        )
         voxel = torch.arange(n, device=device)
         position = low + ((voxel + 0.5) * length / n - 0.5).clamp_min(0).minimum(length - 1)  # n out
         if axis == 0:
-            flip = torch.tensor([[d.flip] for d in draws], device=device)
-            position = torch.where(flip, position.flip(1), position)
+            position = torch.where(flip > 0, position.flip(1), position)
         stacks.append((position[:, :, None] - voxel).abs_().neg_().add_(1).clamp_min_(0))  # n out in
     return stacks[0], stacks[1], stacks[2]
 
@@ -131,7 +133,7 @@ def smoothing_operators(
     """
     stacks = []
     for axis, n in enumerate(size):
-        sigma = torch.tensor([[v[axis]] for v in sigmas], dtype=torch.float64, device=device)  # n 1
+        sigma = torch.tensor([v[axis] for v in sigmas], dtype=torch.float64, device=device).reshape(-1, 1)  # n 1
         voxel = torch.arange(n, device=device)
         t = math.sqrt(0.5) / sigma
         kernel = 0.5 * (torch.erf(t * (voxel + 0.5)) - torch.erf(t * (voxel - 0.5)))  # n distance
@@ -171,22 +173,24 @@ def make_views(
         zoom = [z.to(dtype) for z in axis_operators(draws, size, device=device)]
         if before is not None:
             zoom = [z @ b.to(z) for z, b in zip(zoom, before, strict=True)]
-        if early:
-            for z, blur in zip(zoom, smoothing_operators([*early.values()], size, device=device), strict=True):
-                z[[*early]] = blur.to(dtype) @ z[[*early]]
-        blurs = [b.to(dtype) for b in smoothing_operators([*late.values()], size, device=device)]
+        if early:  # nothing lies between: smoothing rides in the zoom's matrices
+            ahead = smoothing_operators([*early.values()], size, device=device)
+            for z, b in zip(zoom, ahead, strict=True):
+                z[[*early]] = b.to(dtype) @ z[[*early]]
+        blur = [b.to(dtype) for b in smoothing_operators([*late.values()], size, device=device)]
         groups = _groups(draws, device)
         most = max(map(len, groups), default=0) * max(d * h * size[2], d * size[1] * size[2], math.prod(size))
         work = out.new_empty(3, most)
+        zoom_bands, blur_bands = ([_bands(m) for m in stacks] for stacks in (zoom, blur))
+        place = {i: k for k, i in enumerate(late)}
         for index in groups:
             rows = slice(index[0], index[0] + 1) if len(index) == 1 else index
-            x = _products(crops[rows].to(dtype), [z[index] for z in zoom], work)
+            x = _products(crops[rows].to(dtype), zoom, zoom_bands, index, work)
             control = [draw.control for draw in (draws[i] for i in index) if draw.control]
             if control:
                 histogram_shift_(x, control, work)
             if index[0] in late:
-                place = [list(late).index(i) for i in index]
-                x = _products(x, [b[place] for b in blurs], work)
+                x = _products(x, blur, blur_bands, [place[i] for i in index], work)
             out[rows] = x
     return out
 
@@ -228,28 +232,47 @@ def _groups(draws: Sequence[ViewDraw], device: torch.device) -> list[list[int]]:
     return list(kinds.values())
 
 
-def _products(x: Tensor, operators: Sequence[Tensor], work: Tensor) -> Tensor:
-    """n volumes, each axis multiplied with its matrices (n, out, in); the result lies in the third buffer of `work`.
+def _products(
+    x: Tensor, stacks: Sequence[Tensor], bands: Sequence[Sequence[list[Band]]], index: list[int], work: Tensor
+) -> Tensor:
+    """Volumes (len(index), d, h, w), each axis multiplied with the matrices `index` of its stack; in the third buffer of `work`.
 
-    Each of the three batched products contracts the last axis and puts its result first, so after three the axes are back
-    in order and nothing was ever transposed in memory. Of a single volume only the box that its matrices use is read.
+    Each of the three products contracts the last axis and puts its result first, so after three the axes are back in order and
+    nothing was ever transposed in memory. A single volume is multiplied band by band.
     """
-    box = [_used(matrix) if len(x) == 1 else (0, matrix.shape[2]) for matrix in operators]
-    x = x[:, slice(*box[0])]
+    chosen = [stack[index] for stack in stacks]  # n out in
+    parts = [
+        b[index[0]] if len(index) == 1 else [(0, m.shape[1], 0, m.shape[2])] for b, m in zip(bands, chosen, strict=True)
+    ]
+    first, last = min(band[2] for band in parts[0]), max(band[3] for band in parts[0])
+    x = x[:, first:last]
     for buffer, axis in zip(work, (2, 1, 0), strict=True):
-        matrix = operators[axis][..., slice(*box[axis])]
-        if axis:
-            x = x[..., slice(*box[axis])]
         a, b = x.shape[1:3]
-        into = _shaped(buffer, (len(x), matrix.shape[1], a * b))
-        x = torch.bmm(matrix, x.flatten(1, 2).mT, out=into).unflatten(2, (a, b))
+        out = _shaped(buffer, (len(x), chosen[axis].shape[1], a * b))
+        skipped = 0 if axis else first
+        for top, bottom, low, high in parts[axis]:
+            part = x[..., low - skipped : high - skipped].flatten(1, 2)
+            torch.bmm(chosen[axis][:, top:bottom, low:high], part.mT, out=out[:, top:bottom])
+        x = out.unflatten(2, (a, b))
     return x
 
 
-def _used(matrix: Float[Tensor, "1 out in"]) -> tuple[int, int]:
-    """The range of inputs that a matrix uses."""
-    used = matrix[0].amax(0).nonzero()
-    return int(used[0]), int(used[-1]) + 1
+def _bands(matrices: Float[Tensor, "n out in"]) -> list[list[Band]]:
+    """Of each matrix, blocks of rows with the inputs that they use: our operators are narrow bands, the rest is zeros."""
+    _, out, length = matrices.shape
+    if matrices.device.type != "cpu":  # looking would wait for the device, which multiplies whole stacks anyway
+        return [[(0, out, 0, length)]] * len(matrices)
+    used = (matrices != 0).byte()
+    low, high = used.argmax(2), length - used.flip(2).argmax(2)  # n out
+    lows = [part.amin(1).tolist() for part in low.split(BLOCK, 1)]
+    highs = [part.amax(1).tolist() for part in high.split(BLOCK, 1)]
+    return [
+        [
+            (top, min(top + BLOCK, out), lo[i], hi[i])
+            for top, lo, hi in zip(range(0, out, BLOCK), lows, highs, strict=True)
+        ]
+        for i in range(len(matrices))
+    ]
 
 
 def _shaped(buffer: Float[Tensor, "most"], shape: Sequence[int]) -> Tensor:
