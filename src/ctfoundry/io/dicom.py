@@ -7,6 +7,7 @@ decoders are installed. Rescale slope and intercept are each slice's own (PS3.3 
 from __future__ import annotations
 
 import os
+import struct
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -135,7 +136,8 @@ def check_pixels(header: Header) -> None:
         raise ReadError(f"puts {header.stored} bits below bit {header.high_bit}, an old form", where=header.path)
     if header.photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise NotAScanError(f"is {header.photometric or 'of no kind of grey'}", where=header.path)
-    if header.pixels is None:
+    if not header.plain:
+        _check_fragments(header)
         return
     need = header.rows * header.columns * header.allocated // 8
     if header.length not in (need, need + need % 2):
@@ -151,6 +153,23 @@ def check_pixels(header: Header) -> None:
             where=header.path,
             do="copy or download the file again",
         )
+
+
+def _check_fragments(header: Header) -> None:
+    """Walk the fragments of compressed pixels to their end (PS3.5 A.4); decoders take a cut one without a word."""
+    if header.pixels < 0 or header.length >= 0:
+        return
+    size, at = os.path.getsize(header.path), header.pixels
+    with open(header.path, "rb", buffering=0) as file:
+        while at + 8 <= size:
+            file.seek(at)
+            group, number, length = struct.unpack("<HHI", file.read(8))
+            if (group, number) == (0xFFFE, 0xE0DD):
+                return
+            if (group, number) != (0xFFFE, 0xE000):
+                raise ReadError("its compressed pixels are no list of fragments", where=header.path)
+            at += 8 + length
+    raise TruncatedError("ends within its compressed pixels", where=header.path, do="copy or download the file again")
 
 
 def _each(count: int, work: Callable[[int], None], threads: int) -> None:
@@ -221,7 +240,7 @@ def _read_float(headers: list[Header], threads: int) -> np.ndarray:
 
 def _stored(header: Header, out: np.ndarray | None) -> np.ndarray:
     """The stored pixel numbers of a slice (h, w), put into the memory of `out` (int16) where they are 16 bits."""
-    if header.pixels is None or (header.syntax == BIG_ENDIAN and header.allocated == 8):
+    if not header.plain or (header.syntax == BIG_ENDIAN and header.allocated == 8):
         return _decoded(header)
     dtype = np.dtype(f"{'i' if header.signed else 'u'}{header.allocated // 8}")
     if out is not None and dtype.itemsize == out.itemsize:

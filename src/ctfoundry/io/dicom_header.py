@@ -106,10 +106,12 @@ class Header:
     high_bit: int
     signed: bool
     has_pixels: bool
-    pixels: int | None
-    """Byte where plain pixel numbers begin (of the inflated file where it is deflated); None: pydicom decodes them."""
+    plain: bool
+    """Whether the pixel data are plain numbers; otherwise pydicom decodes them."""
+    pixels: int
+    """Byte where the pixel data begin (of the inflated file where it is deflated); -1 when not known."""
     length: int
-    """Bytes of the pixel data; -1 when not known."""
+    """Bytes of the pixel data; -1 when not known or a sequence of fragments."""
     start: int
     """Byte where the deflate stream begins, 0 in all other files."""
 
@@ -143,9 +145,11 @@ def read_header(path: str, start: bytes | None = None) -> Header:
     try:
         values, syntax, pixels, length = _scan_file(path, start)
         order = ">" if syntax == BIG_ENDIAN else "<"
+    except _NeedMoreError:
+        raise ReadError("ends within its header", where=path, do="copy or download the file again") from None
     except (_UnusualError, struct.error, RecursionError):
         values, syntax, order = _with_pydicom(path)
-        pixels, length = -1, _UNDEFINED  # somewhere; pydicom will find them
+        pixels, length = -1, -1  # somewhere; pydicom will find them
     try:
         return _header(
             path, values, syntax, order, pixels, length, _meta(start)[1] if syntax == DEFLATED and pixels != -1 else 0
@@ -162,7 +166,6 @@ def _header(
     shorts = {
         name: struct.unpack(order + "H", values[tag][:2])[0] if values.get(tag) else 0 for name, tag in _SHORTS.items()
     }
-    raw = syntax in RAW_SYNTAXES and length != _UNDEFINED
     return Header(
         path=path,
         syntax=syntax,
@@ -182,7 +185,8 @@ def _header(
         high_bit=shorts["high_bit"],
         signed=shorts["signed"] == 1,
         has_pixels=pixels is not None,
-        pixels=pixels if raw else None,
+        plain=syntax in RAW_SYNTAXES and length not in (_UNDEFINED, -1),
+        pixels=-1 if pixels is None else pixels,
         length=length if length != _UNDEFINED else -1,
         start=start,
     )

@@ -124,8 +124,13 @@ class Stream:
                 where=self.path,
                 do="copy or download the file again",
             )
-        if self._inflate is not None:
-            self.take(1)  # unpacks the trailer where the stream ends here, which checks its checksum
+        # Asking for one byte more unpacks the trailer where the stream ends here, which checks its checksum.
+        if self._inflate is not None and not self.take(1) and not self._inflate.eof:
+            raise TruncatedError(
+                "ends before the checksum of its compressed data",
+                where=self.path,
+                do="copy or download the file again",
+            )
 
 
 def start_of(path: str | os.PathLike[str], size: int) -> bytes:
