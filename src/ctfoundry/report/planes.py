@@ -19,7 +19,7 @@ from ctfoundry.errors import UsageError
 from ctfoundry.volume import Volume
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Float32, Float64, UInt8
+    from jaxtyping import Bool, Float, Float32, Float64, UInt8
 
     Picture = UInt8[np.ndarray, "rows columns 3"]
     Window = tuple[float, float] | str
@@ -141,7 +141,7 @@ def three_planes(
     point: Sequence[float] | np.ndarray | None = None,
     window: Window = "auto",
     height: int = 200,
-    field: Field = "scan",
+    field: Field = "body",
     crosshair: str | None = None,
     marks: Sequence[Mark] = (),
     overlay: Overlay | Volume | None = None,
@@ -154,7 +154,7 @@ def three_planes(
     point : world millimetres (RAS+) that all three planes pass through; default: the middle of the body's box.
     window : (centre, width), a name of `WINDOWS`, or "auto" (`choose_window`).
     height : rows of the picture.
-    field : show the whole scan or the body's box.
+    field : show the body's box, grown to hold the point and the marks, or the whole scan.
     crosshair : CSS colour of a crosshair at `point`, or None.
     marks : rings at other places.
     overlay : a heat or colour map, a label volume (one colour a label, `label_colour`), or another volume of 0..1 as a heat map.
@@ -164,8 +164,8 @@ def three_planes(
     from PIL import Image
 
     low, high = _limits(volume, window)
-    panels = layout(volume, height=height, field=field)
     centre = body_centre(volume) if point is None else np.asarray(point, dtype=np.float64)
+    panels = layout(volume, height=height, field=field, include=[centre, *(mark.point for mark in marks)])
     picture = np.full((height, panels[-1].left + panels[-1].columns, 3), 0, dtype=np.float32)
     for panel in panels:
         part = picture[panel.top : panel.top + panel.rows, panel.left : panel.left + panel.columns]
@@ -181,14 +181,23 @@ def three_planes(
     return np.asarray(image)
 
 
-def layout(volume: Volume, *, height: int = 200, field: Field = "scan") -> tuple[Panel, Panel, Panel]:
-    """Where `three_planes` puts its panels, and which millimetres they show."""
+def layout(
+    volume: Volume,
+    *,
+    height: int = 200,
+    field: Field = "body",
+    include: Sequence[Sequence[float] | np.ndarray] = (),
+) -> tuple[Panel, Panel, Panel]:
+    """Where `three_planes` puts its panels, and which millimetres they show; world points in `include` are in the field."""
     if field not in ("scan", "body"):
         raise UsageError(f"a picture shows 'scan' or 'body', not {field!r}")
     low, high = scan_box(volume)
     if field == "body":
-        inner = body_box(volume)
-        low, high = np.maximum(low, inner[0] - _MARGIN_MM), np.minimum(high, inner[1] + _MARGIN_MM)
+        inner = np.concatenate([np.stack(body_box(volume)), np.reshape(include, (-1, 3))])
+        low, high = (
+            np.maximum(low, inner.min(axis=0) - _MARGIN_MM),
+            np.minimum(high, inner.max(axis=0) + _MARGIN_MM),
+        )
     size = high - low
     mm = float(max(size[1], size[2])) / height
     panels, left = [], 0
@@ -211,13 +220,13 @@ def scan_box(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
 
 
 def body_box(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest x, y, z (mm) of what is not air; the scan's box where nothing is.
+    """Lowest and highest x, y, z (mm) of the largest thing that is not air; the scan's box where nothing is.
 
-    One half percent of the body is left out at either end of each axis, so that a table's edge or a cable does not
-    decide. The box is for pictures; measurements use the preparation's.
+    Thin things (the table's sheets, cables, blankets) are opened away first, and one half percent of the body is left out
+    at either end of each axis. The box is for pictures; measurements use the preparation's.
     """
     voxels, affine = _canonical(volume)
-    stride = [max(1, n // 96) for n in voxels.shape]
+    stride = [-(-n // 96) for n in voxels.shape]
     thin = voxels[:: stride[0], :: stride[1], :: stride[2]]
     if volume.kind == "hu":
         mask = thin > _BODY_HU
@@ -228,6 +237,7 @@ def body_box(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
         mask = thin > dark + 0.15 * (bright - dark)
     if not mask.any():
         return scan_box(volume)
+    mask = _largest(mask)
     ends = []
     for axis in range(3):
         share = np.cumsum(mask.sum(axis=tuple(a for a in range(3) if a != axis), dtype=np.float64))
@@ -235,6 +245,19 @@ def body_box(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
         end = min((int(last) + 1) * stride[axis], voxels.shape[axis])
         ends.append((int(first) * stride[axis] - 0.5, end - 0.5))
     return _world_box(affine, ends)
+
+
+def _largest(mask: Bool[np.ndarray, "d h w"]) -> Bool[np.ndarray, "d h w"]:
+    """The largest connected part of a mask after an opening by one voxel; the mask itself where the opening leaves nothing."""
+    from scipy import ndimage
+
+    # repeated borders: a body cut by the field of view, or a scan of one slice, is not eaten from there
+    opened = ndimage.binary_opening(np.pad(mask, 1, mode="edge"))[1:-1, 1:-1, 1:-1]
+    parts, count = ndimage.label(opened)
+    if count == 0:
+        return mask
+    sizes = np.bincount(parts.ravel())
+    return np.asarray(parts == 1 + int(np.argmax(sizes[1:])))
 
 
 def body_centre(volume: Volume) -> np.ndarray:
@@ -252,7 +275,7 @@ def choose_window(volume: Volume) -> tuple[float, float]:
     """
     if volume.kind != "hu":
         voxels, _ = _canonical(volume)
-        thin = voxels[tuple(slice(None, None, max(1, n // 96)) for n in voxels.shape)]
+        thin = voxels[tuple(slice(None, None, -(-n // 96)) for n in voxels.shape)]
         low, high = (float(v) for v in np.percentile(thin, (1, 99)))
         return (low + high) / 2, max(high - low, 1e-6)
     voxels, affine = _canonical(volume)
