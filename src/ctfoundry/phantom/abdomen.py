@@ -28,11 +28,12 @@ def paint_abdomen(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     """All abdominal organs; what is painted first keeps its place."""
     _paint_kidneys(canvas, body, tissue)
     _paint_spleen(canvas, body, tissue)
+    _paint_pancreas(canvas, body, tissue)
     _paint_gallbladder(canvas, body, tissue)
     _paint_liver(canvas, body, tissue)
-    _paint_pancreas(canvas, body, tissue)
     _paint_bladder(canvas, body, tissue)
     _paint_stomach(canvas, body, tissue)
+    _paint_duodenum(canvas, body, tissue)
     _paint_colon(canvas, body, tissue)
     _paint_small_bowel(canvas, body, tissue)
 
@@ -263,6 +264,27 @@ def _paint_stomach(canvas: Canvas, body: Body, tissue: Tissue) -> None:
         x, y, z = canvas.space.coordinates(box)
         d = d + 2.0 * sample(body.key("rugae"), x, y, z, blob_mm=14)
         _fill(canvas, body, tissue, box, d, "stomach", -2.0, 3.5, 11)
+
+
+def _paint_duodenum(canvas: Canvas, body: Body, tissue: Tissue) -> None:
+    """The C around the pancreas' head, which moves with it."""
+    dx, dy, dz = body.frame("pancreas", (6, 4, 9), 0.12, 0).shift
+    z = 138 + 0.4 * body.descent[1] + dz
+    y = float(body.spine(120.0)) + 36 + dy
+    line = smooth_path(
+        [
+            (34 + dx, y + 16, z + 22, 13),
+            (54 + dx, y + 4, z + 8, 13),
+            (57 + dx, y - 6, z - 30, 12),
+            (38 + dx, y - 4, z - 56, 12),
+            (2 + dx, y + 4, z - 52, 11),
+            (-26 + dx, y + 8, z - 30, 11),
+        ],
+        24,
+    )
+    found = tube(canvas.space, line[:, :3], line[:, 3])
+    if found is not None:
+        _fill(canvas, body, tissue, *found, "duodenum", -8.0, 2.6, 9)
 
 
 def _paint_colon(canvas: Canvas, body: Body, tissue: Tissue) -> None:

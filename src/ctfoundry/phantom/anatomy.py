@@ -20,7 +20,7 @@ from ctfoundry.phantom.spec import Acquisition, Subject
 
 _LEVELS = (("L5", 36), ("L4", 36), ("L3", 36), ("L2", 35), ("L1", 34), ("T12", 31), ("T11", 29), ("T10", 27), ("T9", 26),
            ("T8", 25), ("T7", 24), ("T6", 23), ("T5", 22), ("T4", 21), ("T3", 21), ("T2", 20), ("T1", 20), ("C7", 17),
-           ("C6", 15), ("C5", 15))  # fmt: skip
+           ("C6", 17))  # fmt: skip
 """Vertebrae from below with their heights, disc included, in millimetres."""
 
 LEVEL_NAMES = tuple("vertebrae_" + name for name, _ in _LEVELS)

@@ -35,7 +35,6 @@ IDS: dict[str, int] = {
     **_THORACIC,
     "vertebrae_C7": 44,
     "vertebrae_C6": 45,
-    "vertebrae_C5": 46,
     "heart": 51,
     "aorta": 52,
     "superior_vena_cava": 62,
@@ -89,7 +88,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "stomach": ("stomach",),
     "bowel": ("small_bowel", "duodenum", "colon"),
     "urinary_bladder": ("urinary_bladder",),
-    "vertebrae": (*_LUMBAR, *_THORACIC, "vertebrae_C7", "vertebrae_C6", "vertebrae_C5"),
+    "vertebrae": (*_LUMBAR, *_THORACIC, "vertebrae_C7", "vertebrae_C6"),
     "ribs": tuple(_RIBS),
     "pelvis": ("hip_left", "hip_right", "sacrum"),
     "muscle": (
