@@ -175,7 +175,8 @@ def test_one_by_one_and_together_are_the_same(monkeypatch: pytest.MonkeyPatch) -
     x, drawn = crops(24), draws(24)
     each = make_views(x, drawn)
     assert each.dtype == torch.float64
-    assert torch.equal(make_views(x[5:9], drawn[5:9]), each[5:9])
+    assert torch.equal(make_views(x, drawn), each)
+    torch.testing.assert_close(make_views(x[5:9], drawn[5:9]), each[5:9], rtol=0, atol=1e-12)
     real = views._groups
     monkeypatch.setattr(views, "_groups", lambda d, _: real(d, torch.device("meta")))
     together = make_views(x, drawn)
@@ -211,6 +212,11 @@ def test_what_is_refused_and_what_is_empty() -> None:
         make_views(crops(1), draws(2))
     with pytest.raises(ContractError, match="int16"):
         make_views(torch.zeros(1, *SIZE, dtype=torch.int16), draws(1))
+    out = torch.full((3, *SIZE), 7.0, dtype=torch.float64)
+    assert make_views(crops(3), draws(3), out=out) is out
+    assert torch.equal(out, make_views(crops(3), draws(3)))
+    with pytest.raises(ContractError, match="contiguous"):
+        make_views(crops(3), draws(3), out=out.float())
 
 
 def test_autocast_does_not_touch_views() -> None:

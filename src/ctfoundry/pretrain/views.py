@@ -144,7 +144,11 @@ def smoothing_operators(
 
 @torch.no_grad()
 def make_views(
-    crops: Float[Tensor, "n id ih iw"], draws: Sequence[ViewDraw], *, before: Before | None = None
+    crops: Float[Tensor, "n id ih iw"],
+    draws: Sequence[ViewDraw],
+    *,
+    before: Before | None = None,
+    out: Float[Tensor, "n od oh ow"] | None = None,
 ) -> Float[Tensor, "n od oh ow"]:
     """One view of each crop, as drawn: crop and zoom, flip, histogram shift, smoothing.
 
@@ -155,6 +159,7 @@ def make_views(
     before : operators (crop x read), one an axis, that bring what was read (on a finer grid, say) to the crop's grid, each one
         matrix for all crops or a stack of n. They are multiplied into the view's matrices, so reading a finer grid costs
         no products of its own.
+    out : where to write the views; fresh memory for a large batch costs as much time as half of the work.
 
     Returns
     -------
@@ -168,7 +173,12 @@ def make_views(
     device, dtype = crops.device, torch.float64 if crops.dtype == torch.float64 else torch.float32
     early = {i: draw.sigma for i, draw in enumerate(draws) if draw.sigma and not draw.control}
     late = {i: draw.sigma for i, draw in enumerate(draws) if draw.sigma and draw.control}
-    out = torch.empty(len(draws), *size, dtype=dtype, device=device)
+    if out is None:
+        out = torch.empty(len(draws), *size, dtype=dtype, device=device)
+    elif out.shape != (len(draws), *size) or out.dtype != dtype or not out.is_contiguous():
+        raise ContractError(
+            f"out is a contiguous {dtype} tensor of shape {(len(draws), *size)}, not {tuple(out.shape)}"
+        )
     with torch.autocast(device.type, enabled=False):
         zoom = [z.to(dtype) for z in axis_operators(draws, size, device=device)]
         if before is not None:
@@ -184,14 +194,17 @@ def make_views(
         zoom_bands, blur_bands = ([_bands(m) for m in stacks] for stacks in (zoom, blur))
         place = {i: k for k, i in enumerate(late)}
         for index in groups:
-            rows = slice(index[0], index[0] + 1) if len(index) == 1 else index
-            x = _products(crops[rows].to(dtype), zoom, zoom_bands, index, work)
+            alone = len(index) == 1
+            rows = slice(index[0], index[0] + 1) if alone else index
+            x = out[rows] if alone else _shaped(work[2], (len(index), *size))
+            _products(crops[rows].to(dtype), zoom, zoom_bands, index, work, x)
             control = [draw.control for draw in (draws[i] for i in index) if draw.control]
             if control:
                 histogram_shift_(x, control, work)
             if index[0] in late:
-                x = _products(x, blur, blur_bands, [place[i] for i in index], work)
-            out[rows] = x
+                _products(x, blur, blur_bands, [place[i] for i in index], work, x)
+            if not alone:
+                out[rows] = x
     return out
 
 
@@ -233,20 +246,24 @@ def _groups(draws: Sequence[ViewDraw], device: torch.device) -> list[list[int]]:
 
 
 def _products(
-    x: Tensor, stacks: Sequence[Tensor], bands: Sequence[Sequence[list[Band]]], index: list[int], work: Tensor
-) -> Tensor:
-    """Volumes (len(index), d, h, w), each axis multiplied with the matrices `index` of its stack; in the third buffer of `work`.
+    x: Tensor,
+    stacks: Sequence[Tensor],
+    bands: Sequence[Sequence[list[Band]]],
+    index: list[int],
+    work: Tensor,
+    into: Tensor,
+) -> None:
+    """Volumes (len(index), d, h, w), each axis multiplied with the matrices `index` of its stack, written to `into` (`x` itself is fine).
 
     Each of the three products contracts the last axis and puts its result first, so after three the axes are back in order and
     nothing was ever transposed in memory. A single volume is multiplied band by band.
     """
-    chosen = [stack[index] for stack in stacks]  # n out in
-    parts = [
-        b[index[0]] if len(index) == 1 else [(0, m.shape[1], 0, m.shape[2])] for b, m in zip(bands, chosen, strict=True)
-    ]
+    alone = len(index) == 1
+    chosen = [stack[index[0] : index[0] + 1] if alone else stack[index] for stack in stacks]  # n out in
+    parts = [b[index[0]] if alone else [(0, m.shape[1], 0, m.shape[2])] for b, m in zip(bands, chosen, strict=True)]
     first, last = min(band[2] for band in parts[0]), max(band[3] for band in parts[0])
     x = x[:, first:last]
-    for buffer, axis in zip(work, (2, 1, 0), strict=True):
+    for buffer, axis in ((work[0], 2), (work[1], 1), (into.view(-1), 0)):
         a, b = x.shape[1:3]
         out = _shaped(buffer, (len(x), chosen[axis].shape[1], a * b))
         skipped = 0 if axis else first
@@ -254,7 +271,6 @@ def _products(
             part = x[..., low - skipped : high - skipped].flatten(1, 2)
             torch.bmm(chosen[axis][:, top:bottom, low:high], part.mT, out=out[:, top:bottom])
         x = out.unflatten(2, (a, b))
-    return x
 
 
 def _bands(matrices: Float[Tensor, "n out in"]) -> list[list[Band]]:

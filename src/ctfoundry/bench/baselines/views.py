@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def monai_views(
-    draws: Sequence[ViewDraw], size: Vec3
+    draws: Sequence[ViewDraw], size: Vec3, out: Float[Tensor, "n d h w"] | None = None
 ) -> Callable[[Float[Tensor, "n d h w"]], Float[Tensor, "n d h w"]]:
-    """The function that makes these views: SpatialCrop, Resize, Flip, RandHistogramShift and GaussianSmooth as drawn.
+    """The function that makes these views, into `out` where given: SpatialCrop, Resize, Flip, RandHistogramShift and GaussianSmooth as drawn.
 
     The transforms are made beforehand, the random ones are given their parameters and draw nothing, and tensors carry no metadata
     (the caller turns `monai.data.set_track_meta` off): what is left is the work itself.
@@ -46,7 +46,7 @@ def monai_views(
             for transform in chain:
                 x = transform(x)
             views.append(x[0])
-        return torch.stack(views)
+        return torch.stack(views, out=out)
 
     return make
 
