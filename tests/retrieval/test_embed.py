@@ -1,0 +1,101 @@
+"""Embeddings on disk: complete parts, resumable, one bad scan leaves the others alone."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import duckdb
+import numpy as np
+import pytest
+import torch
+
+import worlds
+from ctfoundry.errors import ReadError, StoreError
+from ctfoundry.retrieval import embed as embedding
+from ctfoundry.retrieval.embed import Scan, Settings, embed, load_index
+from ctfoundry.retrieval.index import Index
+
+
+def scans(count: int) -> list[Scan]:
+    return [Scan(f"s{i}", f"digest{i}", partial(worlds.body, i)) for i in range(count)]
+
+
+def broken() -> None:
+    raise ReadError("is broken", where="private/path.nii")
+
+
+def test_vectors_survive_the_disk(tmp_path):
+    encoder = worlds.tiny()
+    outcome = embed(scans(3), encoder, tmp_path)
+    assert outcome.done == ["s0", "s1", "s2"]
+    index = load_index(tmp_path)
+    for i in range(3):
+        expected = torch.nn.functional.normalize(encoder(worlds.body(i)).vector, dim=0)
+        torch.testing.assert_close(index.rows[index.ids.index(f"s{i}")], expected)
+
+
+def test_parquet_says_where_each_vector_is(tmp_path):
+    embed(scans(2), worlds.tiny(), tmp_path, Settings(window=(16, 32, 32)))
+    rows = duckdb.sql(f"select id, part, row, vector, box, centre_mm from '{tmp_path}/index.parquet'").fetchall()
+    assert {r[3] for r in rows} == {"mean", "window"}
+    found = worlds.tiny().windows(worlds.body(0), (16, 32, 32))
+    centres = [r[5] for r in rows if r[0] == "s0" and r[3] == "window"]
+    np.testing.assert_allclose(centres, found.centres)
+
+
+def test_a_second_run_skips_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding, "PART_SCANS", 1)
+    embed(scans(2), worlds.tiny(), tmp_path)
+    outcome = embed(scans(3), worlds.tiny(), tmp_path)
+    assert (outcome.skipped, outcome.done) == (["s0", "s1"], ["s2"])
+    assert load_index(tmp_path).ids == ("s0", "s1", "s2") or set(load_index(tmp_path).ids) == {"s0", "s1", "s2"}
+
+
+def test_a_bad_scan_is_named_and_leaves_the_others(tmp_path):
+    listed = [*scans(1), Scan("bad", "d", broken), *scans(2)[1:]]
+    outcome = embed(listed, worlds.tiny(), tmp_path)
+    assert outcome.done == ["s0", "s1"]
+    assert "is broken" in outcome.failed["bad"]
+
+
+def test_another_encoder_is_refused(tmp_path):
+    embed(scans(1), worlds.tiny(), tmp_path)
+    with pytest.raises(StoreError, match="another encoder"):
+        embed(scans(1), worlds.tiny(seed=1), tmp_path)
+
+
+def test_a_broken_part_is_named(tmp_path):
+    embed(scans(1), worlds.tiny(), tmp_path)
+    part = next((tmp_path / "parts").iterdir())
+    part.write_bytes(part.read_bytes()[:50])
+    with pytest.raises(StoreError, match="no part of embeddings"):
+        load_index(tmp_path)
+
+
+def test_grids_hold_features_and_where_they_lie(tmp_path):
+    import json
+
+    from safetensors import safe_open
+
+    encoder = worlds.tiny()
+    embed(scans(1), encoder, tmp_path, Settings(grids=True))
+    with safe_open(tmp_path / "grids" / "s0.safetensors", "pt") as stream:
+        data, affine = stream.get_tensor("features"), json.loads(stream.metadata()["affine"])
+    grid = encoder(worlds.body(0)).grid
+    torch.testing.assert_close(data.float(), grid.data, atol=1e-3, rtol=1e-3)
+    np.testing.assert_allclose(affine, grid.affine)
+
+
+def test_nearest_is_the_literal_ranking():
+    generator = torch.Generator().manual_seed(0)
+    vectors, query = torch.randn(50, 8, generator=generator), torch.randn(8, generator=generator)
+    index = Index.of([f"s{i}" for i in range(50)], vectors)
+    cosine = {
+        f"s{i}": float(v.double() @ query.double() / v.double().norm() / query.double().norm())
+        for i, v in enumerate(vectors)
+    }
+    expected = sorted(cosine, key=lambda name: -cosine[name])
+    found = index.nearest(query, 5)
+    assert [n.id for n in found] == expected[:5]
+    assert found[0].similarity == pytest.approx(cosine[expected[0]], abs=1e-6)
+    assert [n.id for n in index.nearest(query, 2, without=expected[:3])] == expected[3:5]
