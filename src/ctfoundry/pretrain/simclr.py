@@ -72,7 +72,7 @@ class IntraSampleSimCLR:
         where = placement(entry, self.preparation.resampling)
         # uniform over all positions at which the crop lies within the prepared scan; a shorter scan is centred and padded
         room = np.array(where.shape) - crop
-        starts = np.where(room < 0, room // 2, np.floor(key("crops").uniform(shape=(count, 3)) * (room + 1)))
+        starts = np.where(room < 0, -(-room // 2), np.floor(key("crops").uniform(shape=(count, 3)) * (room + 1)))
         crops = [(int(d), int(h), int(w)) for d, h, w in starts]
         inside = [_inside(start, crop, where.shape) for start in crops]
         boxes = tuple(where.reads(box) for box in inside)
