@@ -53,9 +53,7 @@ class Svg:
         found = _ACTIVE.search("".join(_TAG.findall(self.markup)))
         if found or not self.markup.startswith("<svg"):
             raise UsageError(
-                f"an SVG for a page holds drawings only, not {found.group(0)!r}"
-                if found
-                else "not an <svg> element",
+                f"an SVG for a page holds drawings only, not {found.group(0)!r}" if found else "not an <svg> element",
                 do="draw it with ctfoundry.report.charts",
             )
 
@@ -85,7 +83,10 @@ def lines(
         for n, (name, (x, y)) in enumerate(series.items()):
             if len(x) != len(y):
                 raise UsageError(f"line {name!r} has {len(x)} x and {len(y)} y")
-            style = {"color": SERIES[n % 6], "linestyle": _DASHES[n % 6] if len(series) > 1 else "-"}
+            style: dict[str, Any] = {
+                "color": SERIES[n % 6],
+                "linestyle": _DASHES[n % 6] if len(series) > 1 else "-",
+            }
             axes.plot(np.asarray(x, float), np.asarray(y, float), linewidth=1.6, label=name, **style)
         if log_y:
             axes.set_yscale("log")
@@ -151,6 +152,8 @@ def bars(
     digits: int = 2,
 ) -> Svg:
     """A horizontal bar from zero for each name, with its number at the end; not for values with an interval (`intervals`)."""
+    from matplotlib.ticker import MaxNLocator
+
     with _figure(0.75 + 0.3 * max(1, len(values)) + (0.3 if title else 0)) as (figure, axes):
         for n, value in enumerate(values.values()):
             axes.barh(n, value, height=0.62, color=SERIES[0] if n in marked or not marked else SERIES[5], linewidth=0)
@@ -170,6 +173,8 @@ def bars(
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.margins(x=0.1)
+        if digits == 0:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="x", color=_FAINT, linewidth=0.6)
         axes.set_axisbelow(True)
         _names(axes, xlabel, "", title)
@@ -206,7 +211,7 @@ def _figure(height: float) -> Iterator[tuple[Figure, Axes]]:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    style = {
+    style: dict[Any, Any] = {
         "svg.fonttype": "none",  # text stays text: searchable, small, in the page's own font
         "text.parse_math": False,  # a dollar sign in a scan's name is a dollar sign
         "font.family": ["sans-serif"],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,8 +25,8 @@ from ctfoundry.errors import UsageError
 from ctfoundry.report.charts import Svg
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
     from jaxtyping import UInt8
+    from jinja2 import Environment
     from markupsafe import Markup
 
     Picture = UInt8[np.ndarray, "rows columns 3"]
@@ -128,7 +129,10 @@ class Card:
 
 @dataclass(frozen=True, eq=False)
 class Cards:
-    """Cards in a grid as wide as the page allows; `width` is the least width of a card in CSS pixels."""
+    """Cards in a grid as wide as the page allows; `width` is the least width of a card in CSS pixels.
+
+    All pictures are shown in frames of one aspect, the median of theirs; nothing is cut off.
+    """
 
     items: Sequence[Card]
     caption: str = ""
@@ -183,7 +187,7 @@ class Page:
 def render(page: Page) -> str:
     """The page as one HTML document. Raises UsageError for pictures that are not RGB of 8 bits."""
     counts = {"figure": 0, "table": 0}
-    slugs: dict[str, int] = {}
+    slugs: set[str] = set()
     contents: list[dict[str, Any]] = []
     blocks = [_block(section, counts, slugs, contents) for section in page.sections]
     from markupsafe import Markup
@@ -196,7 +200,7 @@ def render(page: Page) -> str:
             blocks=blocks,
             contents=contents,
             policy=POLICY,
-            style=Markup(_resource("style.css")),  # noqa: S704  our own file
+            style=Markup(_resource("style.css")),
             inline=_inline,
         )
     )
@@ -209,9 +213,7 @@ def write(path: str | PathLike[str], page: Page) -> int:
     return len(text.encode())
 
 
-def _block(
-    section: Section, counts: dict[str, int], slugs: dict[str, int], contents: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _block(section: Section, counts: dict[str, int], slugs: set[str], contents: list[dict[str, Any]]) -> dict[str, Any]:
     """What the template needs for one section: its kind, the section, and what is worked out from it."""
     block: dict[str, Any] = {"kind": type(section).__name__.lower(), "section": section}
     if isinstance(section, Heading):
@@ -227,8 +229,14 @@ def _block(
         counts["figure"] += 1
         block |= {"number": counts["figure"], "image": _image(section.image, section.alt)}
     elif isinstance(section, Cards):
-        counts["figure"] += 1
-        block |= {"number": counts["figure"], "images": [_image(card.image, card.alt) for card in section.items]}
+        counts["figure"] += bool(section.caption)
+        shapes = [card.image.shape for card in section.items if not isinstance(card.image, Svg)]
+        block |= {
+            "number": counts["figure"],
+            "images": [_image(card.image, card.alt) for card in section.items],
+            # one frame for all pictures of a grid, so that the texts below them stand in line
+            "aspect": f"{np.median([columns / rows for rows, columns, _ in shapes]) if shapes else 1:.3f}",
+        }
     elif isinstance(section, Details):
         block["blocks"] = [_block(inner, counts, slugs, []) for inner in section.sections]
     return block
@@ -236,16 +244,19 @@ def _block(
 
 def _alignment(table: Table) -> str:
     def number(cell: Cell) -> bool:
-        return cell is None or isinstance(cell, int | float) or bool(re.match(r"^[-−+]?[\d.]", cell)) or cell in ("", "–")
+        return (
+            cell is None or isinstance(cell, int | float) or bool(re.match(r"^[-−+]?[\d.]", cell)) or cell in ("", "–")
+        )
 
     return "".join("r" if n and all(number(row[n]) for row in table.rows) else "l" for n in range(len(table.headers)))
 
 
-def _slug(text: str, used: dict[str, int]) -> str:
+def _slug(text: str, used: set[str]) -> str:
     """An id made of letters, digits and dashes, used once; the prefix keeps it apart from names that browsers know."""
     base = "s-" + (re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "section")
-    used[base] = used.get(base, 0) + 1
-    return base if used[base] == 1 else f"{base}-{used[base]}"
+    slug = next(name for n in itertools.count(1) if (name := base if n == 1 else f"{base}-{n}") not in used)
+    used.add(slug)
+    return slug
 
 
 def _inline(text: str) -> Markup:
@@ -255,7 +266,7 @@ def _inline(text: str) -> Markup:
     safe = str(escape(text))  # what follows adds tags to escaped text only
     safe = re.sub(r"`([^`]+)`", r"<code>\1</code>", safe)
     safe = re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", safe)
-    return Markup(safe)  # noqa: S704
+    return Markup(safe)
 
 
 def _image(image: Picture | Svg, alt: str) -> dict[str, Any]:
@@ -263,7 +274,7 @@ def _image(image: Picture | Svg, alt: str) -> dict[str, Any]:
     from markupsafe import Markup
 
     if isinstance(image, Svg):
-        return {"svg": Markup(image.markup), "width": image.width, "alt": alt}  # noqa: S704  checked by Svg
+        return {"svg": Markup(image.markup), "width": image.width, "alt": alt}  # checked by Svg
     rows, columns = image.shape[:2]
     return {"uri": _webp(image), "width": columns, "height": rows, "alt": alt}
 

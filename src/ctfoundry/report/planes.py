@@ -20,6 +20,7 @@ from ctfoundry.volume import Volume
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Float32, Float64, UInt8
+    from PIL import Image
 
     Picture = UInt8[np.ndarray, "rows columns 3"]
     Window = tuple[float, float] | str
@@ -193,7 +194,7 @@ def layout(
         raise UsageError(f"a picture shows 'scan' or 'body', not {field!r}")
     low, high = scan_box(volume)
     if field == "body":
-        inner = np.concatenate([np.stack(body_box(volume)), np.reshape(include, (-1, 3))])
+        inner = np.stack([*body_box(volume), *(np.asarray(point, dtype=np.float64) for point in include)])
         low, high = (
             np.maximum(low, inner.min(axis=0) - _MARGIN_MM),
             np.minimum(high, inner.max(axis=0) + _MARGIN_MM),
@@ -202,13 +203,13 @@ def layout(
     mm = float(max(size[1], size[2])) / height
     panels, left = [], 0
     for name, across, down, through, letters in _PANELS:
-        rows, columns = (max(1, min(round(float(size[a]) / mm), limit)) for a, limit in ((down, height), (across, 8192)))
+        rows, columns = (
+            max(1, min(round(float(size[a]) / mm), limit)) for a, limit in ((down, height), (across, 8192))
+        )
         # the pixels are centred on the field, so that rounding to whole pixels favours neither side
         start = tuple(float((low[a] + high[a]) / 2 + n * mm / 2) for a, n in ((across, columns), (down, rows)))
         top = (height - rows) // 2
-        panels.append(
-            Panel(name, across, down, through, letters, top, left, rows, columns, (start[0], start[1]), mm)
-        )
+        panels.append(Panel(name, across, down, through, letters, top, left, rows, columns, (start[0], start[1]), mm))
         left += columns + _GAP
     return panels[0], panels[1], panels[2]
 
@@ -372,12 +373,10 @@ def _labels(
     values, inside = _look_up(voxels, affine, points, linear=False)
     found, which = np.unique(values.astype(np.int64), return_inverse=True)
     table = np.array([label_colour(int(label)) for label in found], dtype=np.float32) / 255
-    return table[which.reshape(values.shape)], inside & (values != 0)
+    return table[which.reshape(values.shape)], np.asarray(inside & (values != 0))
 
 
-def _lay_over(
-    part: np.ndarray, volume: Volume, panel: Panel, centre: np.ndarray, overlay: Overlay | Volume
-) -> None:
+def _lay_over(part: np.ndarray, volume: Volume, panel: Panel, centre: np.ndarray, overlay: Overlay | Volume) -> None:
     points = panel.points(float(centre[panel.through]))
     if isinstance(overlay, Volume) and overlay.kind == "label":
         colours, shown = _labels(*_canonical(overlay), points)
@@ -419,58 +418,68 @@ def _paint(part: np.ndarray, weight: np.ndarray, colour: str) -> None:
 
 def _cross(part: np.ndarray, panel: Panel, centre: np.ndarray, colour: str) -> None:
     """Faint lines across the panel, strong arms near the point, and nothing on the point itself."""
-    row, column = panel.pixel(centre)
+    row, column = (round(v) for v in panel.pixel(centre))  # whole pixels: a line between two is a blur
     down = np.abs(np.arange(panel.rows) - (row - panel.top))[:, None]
     across = np.abs(np.arange(panel.columns) - (column - panel.left))[None, :]
     reach = max(14.0, 0.11 * max(panel.rows, panel.columns))
     for off, along in ((down, across), (across, down)):
-        line = np.clip(1.1 - off, 0, 1) * (along > 5)
-        _paint(part, line * np.where(along < reach, 0.95, 0.28), colour)
+        strong = np.where(along < reach, 0.95, 0.28) * (along > 5)
+        _paint(part, np.clip(2.0 - off, 0, 1) * strong * 0.5, "#000")  # a dark edge, to be seen on bright ground
+        _paint(part, np.clip(1.1 - off, 0, 1) * strong, colour)
 
 
 def _ring(part: np.ndarray, panel: Panel, mark: Mark, centre: np.ndarray) -> None:
     row, column = panel.pixel(mark.point)
     down = (np.arange(panel.rows) - (row - panel.top))[:, None]
     across = (np.arange(panel.columns) - (column - panel.left))[None, :]
-    radius = max(6.0, 0.035 * max(panel.rows, panel.columns))
-    line = np.clip(1.35 - np.abs(np.hypot(down, across) - radius), 0, 1)
+    off = np.abs(np.hypot(down, across) - _radius(panel))
+    strong: np.ndarray | float = 1.0
     if abs(mark.point[panel.through] - centre[panel.through]) > OFF_PLANE_MM:
-        line = line * 0.75 * (np.sin(np.arctan2(down, across) * 8) > 0)
-    _paint(part, line, mark.colour)
+        strong = 0.75 * (np.sin(np.arctan2(down, across) * 8) > 0)
+    _paint(part, np.clip(2.2 - off, 0, 1) * strong * 0.5, "#000")
+    _paint(part, np.clip(1.35 - off, 0, 1) * strong, mark.colour)
 
 
-def _letter(image: object, panels: Sequence[Panel], marks: Sequence[Mark]) -> None:
+def _letter(image: Image.Image, panels: Sequence[Panel], marks: Sequence[Mark]) -> None:
     """Orientation letters at the middle of each edge, names of marks, and one scale bar in the first panel."""
     from PIL import ImageDraw, ImageFont
 
-    draw = ImageDraw.Draw(image)  # type: ignore[arg-type]
-    size = max(10, round(max(panel.rows for panel in panels) / 17))
-    font = ImageFont.load_default(size)
-    text = {"font": font, "stroke_width": max(1, size // 7), "stroke_fill": (0, 0, 0)}
+    draw = ImageDraw.Draw(image)
+    size = int(np.clip(max(panel.rows for panel in panels) / 15, 11, 17))
+    large, small = ImageFont.load_default(size), ImageFont.load_default(size * 0.85)
+    edge = max(1, size // 7)
+
+    def put(text: str, x: float, y: float, anchor: str, colour: tuple[int, int, int] | str = _INK) -> None:
+        font = small if text.endswith(" mm") else large
+        draw.text((x, y), text, colour, font, anchor=anchor, stroke_width=edge, stroke_fill=(0, 0, 0))
+
     for panel in panels:
         middle, centre = panel.top + panel.rows / 2, panel.left + panel.columns / 2
         bottom, right = panel.top + panel.rows, panel.left + panel.columns
         if panel.rows > 2 * size and panel.columns > 4 * size:
-            draw.text((panel.left + 3, middle), panel.letters[0], _INK, anchor="lm", **text)
-            draw.text((right - 3, middle), panel.letters[1], _INK, anchor="rm", **text)
+            put(panel.letters[0], panel.left + 3, middle, "lm")
+            put(panel.letters[1], right - 3, middle, "rm")
         if panel.rows > 4 * size:
-            draw.text((centre, panel.top + 3), panel.letters[2], _INK, anchor="mt", **text)
-            draw.text((centre, bottom - 3), panel.letters[3], _INK, anchor="mb", **text)
+            put(panel.letters[2], centre, panel.top + 3, "mt")
+            put(panel.letters[3], centre, bottom - 3, "mb")
         for mark in marks:
             row, column = panel.pixel(mark.point)
             if mark.label and panel.top <= row < bottom and panel.left <= column < right:
-                away = max(6.0, 0.035 * max(panel.rows, panel.columns)) + 3
-                side = "lm" if column < centre else "rm"
-                shift = away if side == "lm" else -away
-                draw.text((column + shift, row), mark.label, mark.colour, anchor=side, **text)
-    bar = scale_bar(panels[0])
+                away = _radius(panel) + 3
+                left = column < centre
+                put(mark.label, column + (away if left else -away), row, "lm" if left else "rm", mark.colour)
+    first, bar = panels[0], scale_bar(panels[0])
     if bar is not None:
-        first = panels[0]
         length, long = bar
-        y, x = first.top + first.rows - 6, first.left + 6
+        x, y = first.left + 6, first.top + first.rows - 6
         draw.rectangle((x - 1, y - 2, x + length, y + 1), fill=(0, 0, 0))
         draw.rectangle((x, y - 1, x + length - 1, y), fill=_INK)
-        draw.text((x, y - 5), f"{long} mm", _INK, anchor="ls", **{**text, "font": ImageFont.load_default(size * 0.85)})
+        put(f"{long} mm", x, y - 5, "ls")
+
+
+def _radius(panel: Panel) -> float:
+    """Pixels of a mark's ring."""
+    return max(6.0, 0.035 * max(panel.rows, panel.columns))
 
 
 def scale_bar(panel: Panel) -> tuple[int, int] | None:
