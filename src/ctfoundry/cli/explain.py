@@ -26,7 +26,9 @@ def explain_pca(
     seed: Seed = 0,
 ) -> None:
     """Colour maps of the three directions in which features differ most, joint over the scans (PNG)."""
-    from ctfoundry import zoo
+    from PIL import Image
+
+    from ctfoundry import files, zoo
     from ctfoundry.explain import pca
     from ctfoundry.quickstart.pictures import colour_picture
     from ctfoundry.record import Record
@@ -40,14 +42,14 @@ def explain_pca(
     volumes = [s.scan.read() for s in found.scans]
     maps = [dense_map(encoder, volume, names) for volume in volumes]
     masks = [pca.body_cells(feature, volume) for feature, volume in zip(maps, volumes, strict=True)]
-    model_ = pca.fit(maps, masks)
+    fitted = pca.fit(maps, masks)
     written = []
     for scan, volume, feature, mask in zip(found.scans, volumes, maps, masks, strict=True):
         name = f"{scan.scan.id}.png"
-        out.mkdir(parents=True, exist_ok=True)
-        colour_picture(volume, pca.colours(model_, feature, mask)).save(out / name)
+        with files.whole(out / name) as part:
+            Image.fromarray(colour_picture(volume, pca.colours(fitted, feature, mask), height=320)).save(part, "PNG")
         written.append(name)
         say(name)
-    record.results = {"explained": list(model_.explained)}
+    record.results = {"explained": list(fitted.explained)}
     record.write(out, written)
-    show({"pictures": written, "explained": list(model_.explained)}, lambda: print("\n".join(written)))
+    show({"pictures": written, "explained": list(fitted.explained)}, lambda: print("\n".join(written)))

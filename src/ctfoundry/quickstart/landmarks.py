@@ -21,7 +21,11 @@ def centroids(labels: Volume) -> dict[str, Point]:
 
     found, names = {}, labels.names or {}
     for label, box in enumerate(ndimage.find_objects(labels.voxels.astype(np.int32, copy=False)), 1):
-        if box is None or label not in names or any(part.start == 0 or part.stop == n for part, n in zip(box, labels.shape, strict=True)):
+        if (
+            box is None
+            or label not in names
+            or any(part.start == 0 or part.stop == n for part, n in zip(box, labels.shape, strict=True))
+        ):
             continue
         inside = np.argwhere(labels.voxels[box] == label)
         if len(inside) < MINIMUM_VOXELS:
