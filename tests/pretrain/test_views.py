@@ -195,7 +195,9 @@ def test_composes_with_a_finer_grid() -> None:
         torch.eye(40),
         torch.from_numpy(taps(50, 37, 0.3, 1.3).as_matrix()),
     )
-    coarse = torch.einsum("ai,bj,ck,nijk->nabc", *(s.double() for s in shared), fine)
+    coarse = fine
+    for matrix in reversed(shared):  # the last axis contracted, its result put first, three times
+        coarse = (coarse @ matrix.double().T).movedim(-1, 1)
     expected = make_views(coarse, drawn)
     torch.testing.assert_close(make_views(fine, drawn, before=shared), expected, rtol=0, atol=1e-9)
     stacks = tuple(s.expand(n, -1, -1) for s in shared)

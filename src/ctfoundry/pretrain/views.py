@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Band = tuple[int, int, int, int]  # rows from, to; inputs from, to
     Before = tuple[Float[Tensor, "*n od id"], Float[Tensor, "*n oh ih"], Float[Tensor, "*n ow iw"]]
 
-BLOCK = 32
+BLOCK = 16
 """Rows of one band: fewer leave out more zeros, more multiply faster."""
 TRUNCATED = 4.0
 """Smoothing kernels end at this many sigmas, as MONAI's do."""
