@@ -39,7 +39,8 @@ class Bone:
 def paint_bones(canvas: Canvas, body: Body) -> None:
     """All bones."""
     bone = Bone(body)
-    _paint_pelvis(canvas, body, bone)
+    _paint_hips(canvas, body, bone)
+    _paint_sacrum(canvas, body, bone)
     _paint_shoulders(canvas, body, bone)
     _paint_ribs(canvas, body, bone)
     _paint_spine(canvas, body, bone)
@@ -153,10 +154,10 @@ def _plate(
     return np.maximum(np.abs(patch.fine(across)) - half, edge)
 
 
-def _paint_pelvis(canvas: Canvas, body: Body, bone: Bone) -> None:
+def _paint_hips(canvas: Canvas, body: Body, bone: Bone) -> None:
+    """Iliac wings, the bony ring of pubis and ischium, and the upper ends of the femora."""
     space = canvas.space
     wide = 1.06 if body.subject.sex == "female" else 1.0
-    key = body.key("pelvis")
     for side, name in ((-1, "left"), (1, "right")):
         x = side * wide
         path = smooth_path([(x * 50, -68, -25), (x * 70, -40, -65), (x * 92, -4, -112)], 8)
@@ -178,14 +179,14 @@ def _paint_pelvis(canvas: Canvas, body: Body, bone: Bone) -> None:
         if patch is not None:
             plate = _plate(patch, (x * 100, -18, -8), _iliac_turn(side), (72, 58), 3.4, -10.0)
             canvas.paint(patch.box, plate, bone.hu(plate), f"hip_{name}", over=_SOFT)
-        for points, r in ((path, np.linspace(12, 22, 8)), (pubis, radii)):
-            found = tube(space, points, r)
+        for points, thick in ((path, np.linspace(12, 22, 8)), (pubis, radii)):
+            found = tube(space, points, thick)
             if found is not None:
                 box, d = found
                 canvas.paint(box, d, bone.hu(d, shell_mm=1.8), f"hip_{name}")
         joint = np.array([[x * 96, 2, -120], [x * 98, 2, -122]])
-        for r, head in ((27.0, False), (23.5, True)):  # the joint's cartilage and fluid first, the head into it
-            found = tube(space, joint, r)
+        for radius, head in ((27.0, False), (23.5, True)):  # the joint's cartilage and fluid first, the head into it
+            found = tube(space, joint, radius)
             if found is not None:
                 box, d = found
                 canvas.paint(box, d, bone.hu(d) + 40 if head else 60.0, f"femur_{name}" if head else "muscle")
@@ -201,7 +202,11 @@ def _paint_pelvis(canvas: Canvas, body: Body, bone: Bone) -> None:
         if found is not None:
             box, d = found
             canvas.paint(box, d, bone.hu(d, shell_mm=2.5), f"femur_{name}")
-    patch = space.patch((-65, -110, -135), (65, 20, 8))
+
+
+def _paint_sacrum(canvas: Canvas, body: Body, bone: Bone) -> None:
+    """A wedge between the hips, curved backwards, with its foramina."""
+    patch = canvas.space.patch((-65, -110, -135), (65, 20, 8))
     if patch is not None:
         half = np.interp(patch.z, (-130, -60, 0), (14, 40, 56))
         depth = np.interp(patch.z, (-130, -60, 0), (5, 13, 20))
@@ -211,7 +216,7 @@ def _paint_pelvis(canvas: Canvas, body: Body, bone: Bone) -> None:
         holes = patch.fine(
             np.hypot((np.abs(patch.x) - np.interp(patch.z, (-130, 0), (12, 26))), 12 * np.sin(np.pi * patch.z / 27))
         )
-        grain = sample(key, patch.fine(patch.x), patch.fine(patch.y), patch.fine(patch.z), blob_mm=5)
+        grain = sample(body.key("pelvis"), patch.fine(patch.x), patch.fine(patch.y), patch.fine(patch.z), blob_mm=5)
         canvas.paint(patch.box, d, bone.hu(d, grain), "sacrum")
         canvas.paint(patch.box, np.maximum(d + 3, holes - 4.5), -10, None)
 

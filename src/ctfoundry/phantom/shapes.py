@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def tube(
-    space: Space, points: np.ndarray, radii: Sequence[float] | np.ndarray, *, margin: float | None = None
+    space: Space, points: np.ndarray, radii: float | Sequence[float] | np.ndarray, *, margin: float | None = None
 ) -> tuple[Slices, Field] | None:
     """Signed distance to a chain of round cones through body `points` (n, 3) with `radii` in millimetres, in its box.
 
@@ -26,7 +26,7 @@ def tube(
 
 
 def tube_in_world(
-    space: Space, world: np.ndarray, radii: Sequence[float] | np.ndarray, *, margin: float | None = None
+    space: Space, world: np.ndarray, radii: float | Sequence[float] | np.ndarray, *, margin: float | None = None
 ) -> tuple[Slices, Field] | None:
     """`tube` for points in world millimetres."""
     radii = np.broadcast_to(np.asarray(radii, dtype=np.float64), len(world))

@@ -8,8 +8,8 @@ interpolation, one small matrix per axis. For a surface that bends with radius R
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -129,6 +129,24 @@ class Patch:
         for axis in (2, 1, 0):  # planes last: nearly all the work is then on contiguous memory
             out = _stretch(out, self.strides[axis], self.box[axis].stop - self.box[axis].start, axis)
         return out
+
+    def slabs(self, planes: int = 4) -> Iterator[tuple[Patch, slice]]:
+        """The patch in pieces of some lattice planes, with the planes of each: what fits the cache is several times faster."""
+        return _slabs(self, planes)
+
+
+def _slabs(patch: Patch, planes: int) -> Iterator[tuple[Patch, slice]]:
+    box, stride, last = patch.box, patch.strides[0], patch.x.shape[0] - 1
+    for first in range(0, last, planes):
+        end = min(first + planes, last)
+        start = box[0].start + first * stride
+        stop = box[0].stop if end == last else min(box[0].start + end * stride, box[0].stop)
+        if stop > start:
+            part = slice(first, end + 1)
+            yield (
+                replace(patch, box=(slice(start, stop), *box[1:]), x=patch.x[part], y=patch.y[part], z=patch.z[part]),
+                part,
+            )
 
 
 def _stretch(x: np.ndarray, stride: int, count: int, axis: int) -> np.ndarray:

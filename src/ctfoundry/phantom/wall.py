@@ -31,22 +31,25 @@ def paint_wall(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     back = -98 - 0.75 * body.subject.fat_mm
     skin = np.maximum(skin, back - patch.y)
     fat_key = body.key("fat")
-    outer = patch.fine(skin)
-    canvas.paint(patch.box, outer, 15 + 10 * float(fat_key("skin").normal()), "skin")
-    fat = -103 + 5 * float(fat_key.normal().clip(-2, 2))
+    own, fat = 15 + 10 * float(fat_key("skin").normal()), -103 + 5 * float(fat_key.normal().clip(-2, 2))
     grain = sample(fat_key("grain"), patch.x, patch.y, patch.z, blob_mm=22)
-    texture = patch.fine(grain)
-    canvas.paint(patch.box, outer + np.float32(SKIN_MM), fat + 9 * texture, "subcutaneous_fat")
+    for slab, planes in patch.slabs():
+        outer = slab.fine(skin[planes])
+        canvas.paint(slab.box, outer, own, "skin")
+        texture = fat + np.float32(9) * slab.fine(grain[planes])
+        canvas.paint(slab.box, outer + np.float32(SKIN_MM), texture, "subcutaneous_fat")
     if body.subject.sex == "female":
         _paint_breasts(canvas, body, fat_key)
     muscle = tissue("muscle") - 14 * max(1 - body.subject.muscle, 0) / 0.25
     # Fat lies between the fibres of weak muscles: the texture then dips deep.
-    hu = np.minimum(texture + 0.6, 0) * (20 + 120 * max(1.02 - body.subject.muscle, 0)) + muscle
+    fibres = muscle + np.minimum(grain + 0.6, 0) * (20 + 120 * max(1.02 - body.subject.muscle, 0))
     # Muscles are parted by thin sheets of fat, along the body's long axis: where a slow texture passes through 0.
-    sheets = patch.fine(sample(fat_key("sheets"), patch.x, patch.y, 0.35 * patch.z, blob_mm=42))
-    hu += canvas.share(np.abs(sheets) * np.float32(13) - 0.7) * (0.75 * fat - hu)
+    sheets = sample(fat_key("sheets"), patch.x, patch.y, 0.35 * patch.z, blob_mm=42) * np.float32(13)
     layer = np.maximum(trunk, skin + SKIN_MM + 2)
-    canvas.paint(patch.box, patch.fine(layer), hu, "muscle")
+    for slab, planes in patch.slabs():
+        hu = slab.fine(fibres[planes])
+        hu += canvas.share(np.abs(slab.fine(sheets[planes])) - np.float32(0.7)) * (0.75 * fat - hu)
+        canvas.paint(slab.box, slab.fine(layer[planes]), hu, "muscle")
     _paint_cavities(canvas, body, fat)
 
 
