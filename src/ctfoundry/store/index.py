@@ -31,7 +31,7 @@ ROW = np.dtype(
         ("sha256", "u1", (32,)),
     ]
 )
-"""One scan: 392 bytes. A box of -1 stands for none; `bytes` and `sha256` are those of the array file."""
+"""One scan: 388 bytes. A box of -1 stands for none; `bytes` and `sha256` are those of the array file."""
 
 _NONE = ((-1, -1),) * 3
 
