@@ -37,7 +37,7 @@ HEAT = "inferno"
 """Matplotlib's name of the colour map of heat maps: lightness grows evenly with the value, for all kinds of colour vision."""
 
 OFF_PLANE_MM = 10.0
-"""A mark further than this from a panel's plane is drawn broken and faint."""
+"""A mark further than this from a panel's plane is drawn broken and faint, without its label."""
 
 Field = Literal["scan", "body"]
 """What the panels show: all that was scanned, or the body's box with a margin."""
@@ -178,7 +178,7 @@ def three_planes(
         if crosshair is not None:
             _cross(part, panel, centre, crosshair)
     image = Image.fromarray((np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8))
-    _letter(image, panels, marks)
+    _letter(image, panels, marks, centre)
     return np.asarray(image)
 
 
@@ -349,7 +349,7 @@ def _look_up(
     # nudged by a millionth of a voxel, so that points midway between two voxels fall to one side on every machine
     place = np.moveaxis(index if linear else np.round(index + 1e-6), -1, 0)
     values = ndimage.map_coordinates(voxels, place, np.float32, order=int(linear), mode="nearest", prefilter=False)
-    return values, inside
+    return values, np.asarray(inside)
 
 
 def _base(volume: Volume, panel: Panel, centre: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -425,7 +425,7 @@ def _cross(part: np.ndarray, panel: Panel, centre: np.ndarray, colour: str) -> N
     for off, along in ((down, across), (across, down)):
         strong = np.where(along < reach, 0.95, 0.28) * (along > 5)
         _paint(part, np.clip(2.0 - off, 0, 1) * strong * 0.5, "#000")  # a dark edge, to be seen on bright ground
-        _paint(part, np.clip(1.1 - off, 0, 1) * strong, colour)
+        _paint(part, np.clip(1.3 - off, 0, 1) * strong, colour)
 
 
 def _ring(part: np.ndarray, panel: Panel, mark: Mark, centre: np.ndarray) -> None:
@@ -434,13 +434,13 @@ def _ring(part: np.ndarray, panel: Panel, mark: Mark, centre: np.ndarray) -> Non
     across = (np.arange(panel.columns) - (column - panel.left))[None, :]
     off = np.abs(np.hypot(down, across) - _radius(panel))
     strong: np.ndarray | float = 1.0
-    if abs(mark.point[panel.through] - centre[panel.through]) > OFF_PLANE_MM:
+    if _off_plane(panel, mark, centre):
         strong = 0.75 * (np.sin(np.arctan2(down, across) * 8) > 0)
     _paint(part, np.clip(2.2 - off, 0, 1) * strong * 0.5, "#000")
     _paint(part, np.clip(1.35 - off, 0, 1) * strong, mark.colour)
 
 
-def _letter(image: Image.Image, panels: Sequence[Panel], marks: Sequence[Mark]) -> None:
+def _letter(image: Image.Image, panels: Sequence[Panel], marks: Sequence[Mark], point: np.ndarray) -> None:
     """Orientation letters at the middle of each edge, names of marks, and one scale bar in the first panel."""
     from PIL import ImageDraw, ImageFont
 
@@ -464,7 +464,8 @@ def _letter(image: Image.Image, panels: Sequence[Panel], marks: Sequence[Mark]) 
             put(panel.letters[3], centre, bottom - 3, "mb")
         for mark in marks:
             row, column = panel.pixel(mark.point)
-            if mark.label and panel.top <= row < bottom and panel.left <= column < right:
+            seen = panel.top <= row < bottom and panel.left <= column < right
+            if mark.label and seen and not _off_plane(panel, mark, point):
                 away = _radius(panel) + 3
                 left = column < centre
                 put(mark.label, column + (away if left else -away), row, "lm" if left else "rm", mark.colour)
@@ -475,6 +476,10 @@ def _letter(image: Image.Image, panels: Sequence[Panel], marks: Sequence[Mark]) 
         draw.rectangle((x - 1, y - 2, x + length, y + 1), fill=(0, 0, 0))
         draw.rectangle((x, y - 1, x + length - 1, y), fill=_INK)
         put(f"{long} mm", x, y - 5, "ls")
+
+
+def _off_plane(panel: Panel, mark: Mark, point: np.ndarray) -> bool:
+    return abs(mark.point[panel.through] - float(point[panel.through])) > OFF_PLANE_MM
 
 
 def _radius(panel: Panel) -> float:
