@@ -28,7 +28,7 @@ from ctfoundry.errors import (
     TooLargeError,
     TruncatedError,
 )
-from ctfoundry.io import dicom_header
+from ctfoundry.io import decoding, dicom_header
 
 AFFINE = geometry.make_affine((2.5, 0.8, 1.3), "SPL", (30.0, 40.0, -100.0))
 SHAPE = (6, 7, 8)
@@ -80,6 +80,23 @@ def test_compressed_pixels(syntax: str, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-60])
     with pytest.raises(ReadError, match=r"0005\.dcm"):
         io.read(tmp_path)
+
+
+def test_a_slice_that_kills_its_decoder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GDCM aborts its process on some damaged JPEG streams; the child that plays it here does so at once."""
+
+    def mark(data: Any, d: int) -> None:
+        data.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8" + bytes(60)])
+        data["PixelData"].is_undefined_length = True
+        data.file_meta.TransferSyntaxUID = pydicom.uid.JPEGLosslessSV1
+
+    write_series(tmp_path / "in", values(), AFFINE, change=mark)
+    with pytest.raises(ReadError, match=r"0000\.dcm: its (pixels cannot be decoded|compressed pixels are so damaged)"):
+        io.read(tmp_path / "in", threads=1)
+    (tmp_path / "dies.py").write_text("import os; input(); os.abort()")
+    monkeypatch.setattr(decoding, "_CHILD", tmp_path / "dies.py")
+    with pytest.raises(ReadError, match=r"0000\.dcm: its compressed pixels are so damaged that they end their decoder"):
+        io.read(tmp_path / "in", threads=1)
 
 
 def test_each_slice_has_its_own_slope(tmp_path: Path) -> None:

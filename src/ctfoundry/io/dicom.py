@@ -1,7 +1,7 @@
 """CT series in DICOM: which files are slices, and the volume that they form.
 
 Plain pixel numbers are read straight from the file into the volume; compressed ones are decoded by pydicom with whatever
-decoders are installed. Rescale slope and intercept are each slice's own (PS3.3 C.11.1).
+decoders are installed (`decoding`). Rescale slope and intercept are each slice's own (PS3.3 C.11.1).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 
 from ctfoundry.errors import NotAScanError, ReadError, TruncatedError
 from ctfoundry.io import kinds, stack
+from ctfoundry.io.decoding import Decoders
 from ctfoundry.io.dicom_header import BIG_ENDIAN, DEFLATED, Header
 from ctfoundry.io.stream import CAP, Stream, check_cap
 from ctfoundry.volume import AIR, Kind, Volume
@@ -97,15 +98,16 @@ def read_stack(
     check_cap(len(ordered) * first.rows * first.columns * 2, cap, where)
     for header in ordered:
         check_pixels(header)
-    with warnings.catch_warnings():  # around the threads, not in them: the filters belong to the process
+    threads = threads or default_threads()
+    with warnings.catch_warnings(), Decoders() as decoders:  # around the threads: warning filters belong to the process
         warnings.simplefilter("ignore")
         if all(h.allocated <= _BITS and _is_whole(h) for h in ordered):
-            voxels, valid = _read_whole(ordered, threads or default_threads())
+            voxels, valid = _read_whole(ordered, threads, decoders)
         else:
             voxels, valid = None, None
         if voxels is None:
             check_cap(len(ordered) * first.rows * first.columns * 4, cap, where)
-            voxels = _read_float(ordered, threads or default_threads())
+            voxels = _read_float(ordered, threads, decoders)
     kind = "hu" if kind is None and all(_says_hu(h) for h in ordered) else kinds.decide(voxels, kind, where)
     voxels, more = kinds.finished(voxels, kind)
     return Volume(voxels, affine, kind, valid=more if valid is None else valid, source="dicom")
@@ -182,7 +184,7 @@ def _each(count: int, work: Callable[[int], None], threads: int) -> None:
             pass
 
 
-def _read_whole(headers: list[Header], threads: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+def _read_whole(headers: list[Header], threads: int, decoders: Decoders) -> tuple[np.ndarray | None, np.ndarray | None]:
     """(HU as int16, valid or None); (None, None) when some value does not fit."""
     first = headers[0]
     out = np.empty((len(headers), first.rows, first.columns), dtype=np.int16)
@@ -194,7 +196,7 @@ def _read_whole(headers: list[Header], threads: int) -> tuple[np.ndarray | None,
             return
         header = headers[k]
         slope, intercept = (int(v) for v in _rescale(header))
-        stored = _stored(header, out[k])
+        stored = _stored(header, out[k], decoders)
         low, high = sorted(v * slope + intercept for v in (int(stored.min()), int(stored.max())))
         if high > 32767:
             too_wide.append(k)
@@ -225,23 +227,23 @@ def _read_whole(headers: list[Header], threads: int) -> tuple[np.ndarray | None,
     return out, valid
 
 
-def _read_float(headers: list[Header], threads: int) -> np.ndarray:
+def _read_float(headers: list[Header], threads: int, decoders: Decoders) -> np.ndarray:
     """Rescaled values as float32, computed in float64."""
     first = headers[0]
     out = np.empty((len(headers), first.rows, first.columns), dtype=np.float32)
 
     def one(k: int) -> None:
         slope, intercept = _rescale(headers[k])
-        out[k] = _stored(headers[k], None).astype(np.float64) * slope + intercept
+        out[k] = _stored(headers[k], None, decoders).astype(np.float64) * slope + intercept
 
     _each(len(headers), one, threads)
     return out
 
 
-def _stored(header: Header, out: np.ndarray | None) -> np.ndarray:
+def _stored(header: Header, out: np.ndarray | None, decoders: Decoders) -> np.ndarray:
     """The stored pixel numbers of a slice (h, w), put into the memory of `out` (int16) where they are 16 bits."""
     if not header.plain or (header.syntax == BIG_ENDIAN and header.allocated == 8):
-        return _decoded(header)
+        return decoders.decode(header)
     dtype = np.dtype(f"{'i' if header.signed else 'u'}{header.allocated // 8}")
     if out is not None and dtype.itemsize == out.itemsize:
         numbers = out.view(dtype)
@@ -263,25 +265,6 @@ def _clear_unused_bits(numbers: np.ndarray, header: Header) -> None:
         if numbers.max() >= info or (header.signed and numbers.min() < -info):
             numbers <<= unused
             numbers >>= unused
-
-
-def _decoded(header: Header) -> np.ndarray:
-    """The stored pixel numbers by pydicom's decoders (and those of python-gdcm where installed)."""
-    import pydicom
-    from pydicom.pixels import pixel_array
-
-    try:
-        data = pydicom.dcmread(header.path, force=True)
-        numbers = np.asarray(pixel_array(data, raw=True))
-    except Exception as error:  # decoders raise many types
-        raise ReadError(
-            f"its pixels cannot be decoded ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
-            where=header.path,
-            do="install the decoders with 'pip install ctfoundry[codecs]', or copy the file again",
-        ) from error
-    if numbers.shape != (header.rows, header.columns):
-        raise ReadError(f"decodes to {numbers.shape}, not {(header.rows, header.columns)}", where=header.path)
-    return numbers
 
 
 def series_name(headers: Sequence[Header]) -> str:

@@ -148,6 +148,8 @@ def read_header(path: str, start: bytes | None = None) -> Header:
     except _NeedMoreError:
         raise ReadError("ends within its header", where=path, do="copy or download the file again") from None
     except (_UnusualError, struct.error, RecursionError):
+        if DEFLATED.encode() in start:  # pydicom would inflate it without a limit
+            raise ReadError("its deflated data set is unusual or damaged", where=path) from None
         values, syntax, order = _with_pydicom(path)
         pixels, length = -1, -1  # somewhere; pydicom will find them
     try:
