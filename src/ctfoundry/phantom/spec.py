@@ -19,10 +19,10 @@ Z_RANGE = (-195.0, 500.0)
 """What the model holds, in body millimetres: from the ischial tuberosities to the root of the neck; 0 is the top of the sacrum."""
 
 _VIEWS: dict[View, tuple[tuple[float, float], tuple[float, float]]] = {
-    "chest": ((80, 330), (390, 500)),
-    "abdomen": ((-120, 130), (200, 400)),
-    "pelvis": ((-195, -70), (-10, 190)),
-    "trunk": ((-190, 120), (280, 480)),
+    "chest": ((60, 340), (380, 500)),
+    "abdomen": ((-150, 150), (190, 420)),
+    "pelvis": ((-195, -40), (0, 220)),
+    "trunk": ((-190, 150), (270, 490)),
     "torso": ((-195, -150), (470, 500)),
 }
 """Ranges from which the lower and the upper end of a view are drawn, in body millimetres."""
@@ -172,7 +172,10 @@ def draw_acquisition(
     view = view or _choose(key("view"), _VIEW_ODDS)
     low, high = (float(key("end", i).uniform(*ends)) for i, ends in enumerate(_VIEWS[view]))
     girth = 2 * (155 * subject.width + subject.fat_mm)
-    field = min(max(girth * float(key("field").uniform(0.95, 1.35)), 300.0), 500.0)
+    # One scan in five is a small field on a part of the body, as for the spine or the heart.
+    zoom = float(key("zoom").uniform()) < 0.2
+    spread = (0.5, 0.75) if zoom else (0.92, 1.35)
+    field = min(max(girth * float(key("field").uniform(*spread)), 180.0), 500.0)
     matrix = int(_choose(key("matrix"), ((160, 0.3), (192, 0.3), (224, 0.25), (256, 0.15))))
     spacing = float(_choose(key("spacing"), ((1.5, 0.08), (2.0, 0.25), (2.5, 0.22), (3.0, 0.25), (5.0, 0.2))))
     thickness = spacing * float(_choose(key("thickness"), ((1.0, 0.6), (1.25, 0.2), (2.0, 0.2))))
@@ -181,7 +184,10 @@ def draw_acquisition(
         field, spacing, thickness = matrix * voxel_mm, voxel_mm, voxel_mm
     roll = 25.0 if float(key("turned").uniform()) < 0.12 else 7.0
     tilt = key("tilt").normal(3).clip(-2, 2) * (3.0, 3.5, roll / 2)
-    shift, place = key("centre").normal(2).clip(-2, 2) * 16, key("origin").uniform(-1, 1, 3) * (20, 30, 700)
+    shift, place = (
+        key("centre").normal(2).clip(-2, 2) * (32 if zoom else 16),
+        key("origin").uniform(-1, 1, 3) * (20, 30, 700),
+    )
     kernel: Kernel = _choose(key("kernel"), (("soft", 0.35), ("standard", 0.4), ("sharp", 0.25)))
     phase: Phase = _choose(key("phase"), (("none", 0.3), ("arterial", 0.22), ("portal", 0.33), ("late", 0.15)))
     noise = 7 * math.exp(1.3 * float(key("noise").uniform())) * {"soft": 0.8, "standard": 1.0, "sharp": 2.2}[kernel]
