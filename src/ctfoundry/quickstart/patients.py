@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ctfoundry.errors import UsageError
-from ctfoundry.geometry import Grid, make_affine, to_world
+from ctfoundry.geometry import Grid, make_affine, obliquity, to_world
 from ctfoundry.volume import Volume
 
 if TYPE_CHECKING:
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 COARSE_MM = 8.0
 OVERLAP_SHARE = 0.2
 """Two scans in one frame are compared where they overlap by at least this share of the smaller one."""
-ALIKE = 0.97
-"""Correlation of coarse HU (-1000..1000) above which two scans are near duplicates; unrelated bodies stay below 0.9."""
+BODY_HU = -500
+"""Only what is body in either scan is compared: outlines in air are alike for any two bodies that lie the same way."""
+ALIKE = 0.95
+"""Correlation of coarse HU (-1000..1000) above which two scans are near duplicates."""
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -80,7 +82,8 @@ class Roster:
 
 @dataclass(frozen=True, eq=False)
 class Coarse:
-    """A scan at 8 mm, SPL, for comparisons; and as a cube of 24 voxels over its field of view."""
+    """A scan at 8 mm for comparisons, SPL, on a lattice of whole multiples of 8 mm in the world, so that two scans of one
+    frame are averaged over the same boxes; and as a cube of 24 voxels over its field of view."""
 
     volume: Volume
     cube: Float32[np.ndarray, "24 24 24"]
@@ -93,7 +96,19 @@ class Coarse:
         clipped = turned.with_voxels(np.clip(turned.voxels, -1000, 1000))
         d, h, w = (n * s for n, s in zip(turned.shape, turned.spacing, strict=True))
         cube = clipped.resample((d / 24, h / 24, w / 24)).voxels[:24, :24, :24]
-        return cls(clipped.resample((COARSE_MM,) * 3), cube, (d, h, w))
+        return cls(_on_lattice(clipped), cube, (d, h, w))
+
+
+def _on_lattice(volume: Volume) -> Volume:
+    """At 8 mm, centres on multiples of 8 mm; for oblique grids, which have no such lattice, from the first voxel on."""
+    low, high = volume.grid.corners.min(0), volume.grid.corners.max(0)
+    first, last = np.ceil(low / COARSE_MM), np.floor(high / COARSE_MM)
+    count = (last - first).astype(int) + 1
+    if obliquity(volume.affine) > 0.1 or (count < 1).any():
+        return volume.resample((COARSE_MM,) * 3)
+    corner = COARSE_MM * np.array([last[0], last[1], first[2]])
+    shape = (int(count[2]), int(count[1]), int(count[0]))
+    return volume.onto(Grid(shape, make_affine((COARSE_MM,) * 3, "SPL", (corner[0], corner[1], corner[2]))))
 
 
 def alike(a: Coarse, b: Coarse) -> str | None:
@@ -103,7 +118,8 @@ def alike(a: Coarse, b: Coarse) -> str | None:
         return "the same content"
     low = np.maximum(a.volume.grid.corners.min(0), b.volume.grid.corners.min(0))
     high = np.minimum(a.volume.grid.corners.max(0), b.volume.grid.corners.max(0))
-    count = np.floor((high - low) / COARSE_MM).astype(int) + 1
+    low = COARSE_MM * np.ceil(low / COARSE_MM - 1e-6)
+    count = np.floor((high - low) / COARSE_MM + 1e-6).astype(int) + 1
     smaller = min(np.prod(a.volume.shape), np.prod(b.volume.shape))
     if (count < 3).any() or np.prod(count) < OVERLAP_SHARE * smaller:
         return None
@@ -124,9 +140,10 @@ def _sample(volume: Volume, grid: Grid) -> np.ndarray:
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    if a.std() < 1 or b.std() < 1:
+    body = (a > BODY_HU) | (b > BODY_HU)
+    if body.sum() < 100 or a[body].std() < 1 or b[body].std() < 1:
         return 0.0
-    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
+    return float(np.corrcoef(a[body], b[body])[0, 1])
 
 
 @dataclass(frozen=True)
