@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from xml.etree import ElementTree
 
@@ -15,6 +16,7 @@ STEPS = np.arange(50)
 HOSTILE = '"><script>alert(1)</script> onload=x javascript:y $\\frac{1}{0}$ font: 9px x'
 
 
+@functools.cache
 def all_charts(name: str = "train") -> dict[str, charts.Svg]:
     return {
         "lines": charts.lines({name: (STEPS, STEPS**0.5), "b": (STEPS, -STEPS)}, xlabel=name, ylabel=name, title=name),
@@ -35,7 +37,7 @@ def words(chart: charts.Svg) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("kind", list(all_charts()))
+@pytest.mark.parametrize("kind", ["lines", "log", "intervals", "bars", "key"])
 def test_well_formed_and_self_contained(kind: str):
     chart = all_charts()[kind]
     root = ElementTree.fromstring(chart.markup)
@@ -57,10 +59,14 @@ def test_ink_is_the_pages_own():
     assert "#000000" not in markup
 
 
-@pytest.mark.parametrize("kind", list(all_charts()))
+@functools.cache
+def again() -> dict[str, charts.Svg]:
+    return all_charts.__wrapped__()
+
+
+@pytest.mark.parametrize("kind", ["lines", "log", "intervals", "bars", "key"])
 def test_the_same_data_give_the_same_bytes(kind: str):
-    first, second = all_charts()[kind], all_charts()[kind]
-    assert first.markup == second.markup
+    assert all_charts()[kind].markup == again()[kind].markup
 
 
 @pytest.mark.parametrize("kind", ["lines", "intervals", "bars", "key"])
@@ -75,13 +81,14 @@ def test_matplotlib_is_left_as_it_was():
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    all_charts()
+    charts.bars({"a": 1}, xlabel="n")
     assert dict(matplotlib.rcParams) == before
 
 
 def test_gaps_foreign_letters_and_emptiness():
     chart = charts.lines({"损失 ✓": (STEPS, np.where(STEPS % 7, STEPS, np.nan))}, xlabel="шаг", ylabel="損失")
     assert "損失" in words(chart)
+    charts.bars({"undecodable \udc80 and \x00": 1}, xlabel="n")
     charts.lines({}, xlabel="step", ylabel="loss")
     charts.intervals([], xlabel="mm")
     charts.bars({}, xlabel="n")

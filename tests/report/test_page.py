@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import re
 from html.parser import HTMLParser
@@ -14,6 +15,7 @@ import pytest
 from ctfoundry import geometry
 from ctfoundry.errors import UsageError
 from ctfoundry.report import charts, page, planes
+from ctfoundry.report.text import visible
 from ctfoundry.volume import Volume
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -26,7 +28,7 @@ HOSTILE = [
     "</title><base href='http://evil.example/'>",
     "{{ 7 * 7 }} {% raw %}",
     "**<b>x</b>** `<i>y</i>` ``",
-    "&lt;script&gt; &amp; \x00 \u202e",
+    "&lt;script&gt; &amp; \x00 \u202e \udc80",
 ]
 
 
@@ -99,8 +101,13 @@ def example(text: str = "plain") -> page.Page:
     return page.Page(text, sections, text, text)
 
 
+@functools.cache
+def plain() -> str:
+    return page.render(example())
+
+
 def test_well_formed_and_complete():
-    reader = Reader(page.render(example()))
+    reader = Reader(plain())
     tags = {tag for tag, _ in reader.elements}
     assert {
         "html",
@@ -117,13 +124,13 @@ def test_well_formed_and_complete():
         "footer",
     } <= tags
     words = " ".join(reader.text)
-    for part in ("Figure 1.", "Figure 2.", "Figure 3.", "Table 1.", "41", "patients", "Warning" if False else "Note"):
+    for part in ("Figure 1.", "Figure 2.", "Figure 3.", "Table 1.", "41", "patients", "Note"):
         assert part in words
     assert "Figure 4." not in words  # cards without a caption take no number
 
 
 def test_policy_forbids_all_but_what_is_inside():
-    reader = Reader(page.render(example()))
+    reader = Reader(plain())
     policies = [m["content"] for m in reader.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
     assert policies == [page.POLICY]
     assert "default-src 'none'" in page.POLICY
@@ -160,7 +167,7 @@ def refuse_loads(text: str) -> None:
 
 
 def test_nothing_is_loaded():
-    text = page.render(example())
+    text = plain()
     refuse_loads(text)
     assert set(re.findall(r"https?://[^\s\"'<]*", text)) == {"http://www.w3.org/2000/svg"}
 
@@ -170,7 +177,7 @@ def test_hostile_strings_are_only_text(text: str):
     """Same elements with the same attributes as an innocent page, and the string is read back as text."""
     rendered = page.render(example(text))
     refuse_loads(rendered)
-    innocent = Reader(page.render(example("plain")))
+    innocent = Reader(plain())
     reader = Reader(rendered)
 
     def skeleton(r: Reader) -> list[tuple[str, list[str]]]:
@@ -178,9 +185,9 @@ def test_hostile_strings_are_only_text(text: str):
         return [(tag, sorted(attributes)) for tag, attributes in r.elements if tag not in drawn]
 
     assert skeleton(reader) == skeleton(innocent)
-    assert all(a["alt"] == text.replace("\x00", "\ufffd") for a in reader.all("img"))
+    assert all(a["alt"] == visible(text) for a in reader.all("img"))
     if not text.startswith("**"):
-        assert text.replace("\x00", "\ufffd") in reader.text
+        assert visible(text) in reader.text
 
 
 def test_only_our_drawings_stand_unescaped():
@@ -196,7 +203,7 @@ def test_inline_marks():
 
 
 def test_accessible():
-    reader = Reader(page.render(example()))
+    reader = Reader(plain())
     assert reader.all("html")[0]["lang"] == "en"
     assert all(a.get("alt") for a in reader.all("img"))
     assert all(a.get("scope") in {"col", "row"} for a in reader.all("th"))
@@ -247,13 +254,13 @@ def test_contrast(mode: int):
 
 
 def test_light_and_dark_print_and_phone():
-    text = page.render(example())
+    text = plain()
     for part in ("prefers-color-scheme: dark", "@media print", "max-width: 40rem", 'name="viewport"'):
         assert part in text
 
 
 def test_the_same_page_gives_the_same_bytes():
-    assert page.render(example()) == page.render(example())
+    assert page.render(example()) == plain()
 
 
 def test_pictures_survive(tmp_path: Path):
@@ -273,17 +280,17 @@ def test_pictures_survive(tmp_path: Path):
 
 
 def test_written_whole_and_small(tmp_path: Path):
-    """Sixty scans with three planes each stay under 3 MB."""
+    """Twenty scans with three planes each stay under 1 MB."""
     rng = np.random.default_rng(0)
     voxels = rng.normal(40, 30, (60, 100, 100)).astype(np.int16)
     voxels[:, :15] = voxels[:, -15:] = -1000
     cards = []
-    for n in range(60):
+    for n in range(20):
         volume = Volume(np.roll(voxels, n, axis=2), geometry.make_affine((5, 3, 3), "SPL"))
         cards.append(page.Card(planes.three_planes(volume), "three planes", f"scan {n}"))
-    size = page.write(tmp_path / "report.html", page.Page("Sixty scans", [page.Cards(cards)]))
+    size = page.write(tmp_path / "report.html", page.Page("Twenty scans", [page.Cards(cards)]))
     assert size == (tmp_path / "report.html").stat().st_size
-    assert size < 3e6
+    assert size < 1e6
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from ctfoundry.errors import UsageError
 from ctfoundry.files import digest
+from ctfoundry.report.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,7 +88,7 @@ def lines(
                 "color": SERIES[n % 6],
                 "linestyle": _DASHES[n % 6] if len(series) > 1 else "-",
             }
-            axes.plot(np.asarray(x, float), np.asarray(y, float), linewidth=1.6, label=name, **style)
+            axes.plot(np.asarray(x, float), np.asarray(y, float), linewidth=1.6, label=visible(name), **style)
         if log_y:
             axes.set_yscale("log")
             _plain_log(axes)
@@ -133,7 +134,7 @@ def intervals(
         if reference is not None:
             axes.axvline(reference, color=_INK, linewidth=0.8, linestyle=(0, (2, 2)), alpha=0.6)
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
+        axes.set_yticks(range(len(rows)), [visible(name) for name, *_ in rows])
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x", color=_FAINT, linewidth=0.6)
@@ -169,7 +170,7 @@ def bars(
             )
         axes.axvline(reference or 0, color=_INK, linewidth=0.8, alpha=0.6, linestyle=(0, (2, 2)) if reference else "-")
         axes.set_ylim(len(values) - 0.4, -0.6)
-        axes.set_yticks(range(len(values)), list(values))
+        axes.set_yticks(range(len(values)), [visible(name) for name in values])
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.margins(x=0.1)
@@ -198,9 +199,9 @@ def heat_key(low: str, high: str, *, title: str = "") -> Svg:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 360 34" width="360" role="img">'
         f'<defs><linearGradient id="heat-key">{stops}</linearGradient></defs>'
         f'<rect x="0" y="0" width="360" height="10" rx="2" fill="url(#heat-key)"/>'
-        f'<text x="0" y="27" {text}>{escape(low)}</text>'
-        f'<text x="180" y="27" text-anchor="middle" {text}>{escape(title)}</text>'
-        f'<text x="360" y="27" text-anchor="end" {text}>{escape(high)}</text></svg>',
+        f'<text x="0" y="27" {text}>{escape(visible(low))}</text>'
+        f'<text x="180" y="27" text-anchor="middle" {text}>{escape(visible(title))}</text>'
+        f'<text x="360" y="27" text-anchor="end" {text}>{escape(visible(high))}</text></svg>',
         360,
     )
 
@@ -240,10 +241,10 @@ def _figure(height: float) -> Iterator[tuple[Figure, Axes]]:
 
 
 def _names(axes: Axes, xlabel: str, ylabel: str, title: str) -> None:
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
+    axes.set_xlabel(visible(xlabel))
+    axes.set_ylabel(visible(ylabel))
     if title:
-        axes.set_title(title, loc="left", pad=10)
+        axes.set_title(visible(title), loc="left", pad=10)
 
 
 def _legend(axes: Axes, count: int, titled: bool) -> None:

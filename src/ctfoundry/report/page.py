@@ -23,6 +23,7 @@ import numpy as np
 from ctfoundry import files
 from ctfoundry.errors import UsageError
 from ctfoundry.report.charts import Svg
+from ctfoundry.report.text import visible
 
 if TYPE_CHECKING:
     from jaxtyping import UInt8
@@ -192,17 +193,10 @@ def render(page: Page) -> str:
     blocks = [_block(section, counts, slugs, contents) for section in page.sections]
     from markupsafe import Markup
 
-    return (
-        _environment()
-        .get_template("page.html.j2")
-        .render(
-            page=page,
-            blocks=blocks,
-            contents=contents,
-            policy=POLICY,
-            style=Markup(_resource("style.css")),
-            inline=_inline,
-        )
+    template = _environment().get_template("page.html.j2")
+    style = Markup(_resource("style.css"))
+    return visible(
+        template.render(page=page, blocks=blocks, contents=contents, policy=POLICY, style=style, inline=_inline)
     )
 
 
