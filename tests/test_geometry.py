@@ -7,7 +7,7 @@ from itertools import permutations, product
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
@@ -50,6 +50,7 @@ def test_codes_are_nibabels(code):
     assert not geometry.is_sheared(affine)
 
 
+@settings(deadline=None)
 @given(affines(max_degrees=35))
 def test_codes_of_oblique_grids_are_nibabels(affine):
     assert geometry.orientation(affine) == "".join(nib.aff2axcodes(affine))
@@ -57,6 +58,7 @@ def test_codes_of_oblique_grids_are_nibabels(affine):
     assert geometry.obliquity(affine) == pytest.approx(np.degrees(nib.affines.obliquity(affine)).max(), abs=1e-3)
 
 
+@settings(deadline=None)
 @given(affines(), st.lists(st.tuples(*[st.floats(-100, 100)] * 3), min_size=1, max_size=5))
 def test_points_go_to_the_world_as_in_nibabel_and_back(affine, points):
     world = geometry.to_world(affine, points)
@@ -83,6 +85,7 @@ def test_reordering_is_nibabels(code, target):
     assert geometry.orientation(moved) == target
 
 
+@settings(deadline=None)
 @given(affines(), st.sampled_from(CODES))
 def test_reordering_keeps_every_voxel_where_it_is(affine, target):
     index = np.argwhere(np.ones(SHAPE))
@@ -93,6 +96,7 @@ def test_reordering_keeps_every_voxel_where_it_is(affine, target):
     np.testing.assert_allclose(geometry.to_world(moved, after), geometry.to_world(affine, index), atol=1e-8)
 
 
+@settings(deadline=None)
 @given(affines())
 def test_a_code_names_each_world_axis_once_and_reordering_reaches_it(affine):
     axes = geometry.world_axes(affine)
@@ -120,6 +124,7 @@ def test_sheared_grids_get_a_code_and_are_known():
     assert geometry.orientation(geometry.as_affine(affine)) == "".join(nib.aff2axcodes(affine)) == "SPL"
 
 
+@settings(deadline=None)
 @given(affines(), st.tuples(*[st.integers(-9, 9)] * 3), st.tuples(*[st.floats(0.2, 5)] * 3))
 def test_shifted_and_rescaled(affine, offset, step):
     k = np.array([[0, 0, 0], [1, 2, 3], [7, 0, -4]])
@@ -184,6 +189,7 @@ def test_grids_are_compared_by_their_corners():
         Grid((1, 2, 0), grid.affine)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6), st.integers(0, 7)), max_size=4))
 def test_bounding_box(points):
     mask = np.zeros((6, 7, 8), bool)

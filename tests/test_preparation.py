@@ -345,6 +345,7 @@ def test_labels_come_back_to_the_scan(name, code):
     assert np.linalg.norm(found - expected) < 0.5 * max(*volume.spacing, *geometry.spacing(prepared.affine))
 
 
+@settings(deadline=None)
 @given(st.tuples(*[st.integers(1, 60)] * 3), st.tuples(*[st.integers(1, 16)] * 3), st.data())
 def test_padding_is_centred_and_reaches_its_size(shape, multiple, data):
     minimum = data.draw(st.none() | st.tuples(*[st.integers(1, 70)] * 3))

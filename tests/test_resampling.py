@@ -16,6 +16,7 @@ from ctfoundry.resampling import Taps, taps
 STEPS = st.floats(0.1, 6).flatmap(lambda s: st.sampled_from((s, -s)))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30), st.integers(1, 40), st.floats(-5, 35), STEPS, st.integers(0, 99))
 def test_linear_is_scipys(length, count, start, step, seed):
     x = np.random.default_rng(seed).normal(size=length)
@@ -27,6 +28,7 @@ def test_linear_is_scipys(length, count, start, step, seed):
     np.testing.assert_allclose(operator.weight.sum(axis=0), 1, atol=1e-6)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 60), st.integers(1, 60), st.integers(0, 99))
 def test_antialiased_is_torchs(length, count, seed):
     """torch's antialiased bilinear resize keeps the field of view, as the rule does when the sizes divide it."""
@@ -50,6 +52,7 @@ def test_antialiased_counts_every_input(step):
     assert (plain.min() == 0) == (step > 2)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 500), st.floats(0.3, 6), st.floats(0.3, 6))
 def test_numbers_of_samples(length, old, new):
     """MONAI's and SimpleITK's rules as they are written there, and a field of view kept to half a voxel."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,6 +66,7 @@ def test_preparations_round_trip(name):
     assert settings.from_data(Preparation, data) == PREPARATIONS[name]
 
 
+@hypothesis.settings(deadline=None)
 @given(
     st.floats(1e-6, 1e6), st.integers(), st.booleans(), st.text(), st.none() | st.tuples(st.integers(), st.integers())
 )

@@ -51,6 +51,7 @@ def affines(max_degrees=180.0):
 SHAPES = st.tuples(*[st.integers(1, 9)] * 3)
 
 
+@settings(deadline=None)
 @given(affines(), SHAPES, st.sampled_from(CODES))
 def test_reorient_keeps_world_points(affine, shape, code):
     turned = ramp(affine, shape).reorient(code)
@@ -59,6 +60,7 @@ def test_reorient_keeps_world_points(affine, shape, code):
     np.testing.assert_array_equal(np.sort(turned.voxels.ravel()), np.sort(ramp(affine, shape).voxels.ravel()))
 
 
+@settings(deadline=None)
 @given(affines(), SHAPES, st.sampled_from(CODES))
 def test_reorient_and_back_is_the_same(affine, shape, code):
     volume = ramp(affine, shape)
@@ -67,6 +69,7 @@ def test_reorient_and_back_is_the_same(affine, shape, code):
     assert back.grid.same(volume.grid)
 
 
+@settings(deadline=None)
 @given(affines(), st.data())
 def test_crop_and_pad_keep_world_points(affine, data):
     shape = data.draw(SHAPES)
