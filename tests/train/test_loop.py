@@ -163,7 +163,7 @@ def test_a_collapsing_run_is_announced_while_it_happens(tmp_path: Path, capsys: 
     found = [w for w in warnings if w["warning"].startswith("collapse (gap)")]
     assert len(found) == 1
     assert found[0]["step"] < 60
-    assert rows[-1]["positive"] - rows[-1]["negative"] < 0.02
+    assert rows[-1]["positive"] - rows[-1]["negative"] < 0.01
     assert "warning: collapse (gap)" in capsys.readouterr().err
     assert any(text.startswith("collapse (gap)") for text in done.warnings)
 

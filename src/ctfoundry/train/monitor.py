@@ -27,9 +27,9 @@ class CollapseRule:
     patience : log steps in a row for which either must hold.
     """
 
-    gap: float = 0.02
-    rank_share: float = 0.03
-    patience: int = 3
+    gap: float = 0.01
+    rank_share: float = 0.02
+    patience: int = 5
 
 
 class CollapseWatch:
