@@ -130,7 +130,7 @@ def test_windows_must_hold_whole_cells():
     encoder = worlds.tiny()
     with pytest.raises(ContractError, match="whole cells"):
         encoder(worlds.body(), levels=["stage4"], extent=Extent("windows", (16, 24, 32)))
-    with pytest.raises(ContractError, match="cannot overlap by 0.5"):
+    with pytest.raises(ContractError, match=r"cannot overlap by 0\.5"):
         encoder(worlds.body(), levels=["stage1"], extent=Extent("windows", (16, 32, 32), 0.5))
 
 

@@ -143,13 +143,13 @@ def test_all_panels_share_one_scale_and_the_field_holds_points():
     assert panels[0].top <= row < panels[0].top + panels[0].rows
 
 
-def test_body_box_leaves_the_table_out():
+def test_picture_box_leaves_the_table_out():
     volume = body((3.0, 3.0, 3.0), marker=False)
-    low, high = planes.body_box(volume)
+    low, high = planes.picture_box(volume)
     voxels = volume.voxels.copy()
     world = coordinates(volume.shape, volume.affine)
     voxels[(world[..., 1] < -82) & (world[..., 1] > -86)] = 100
-    assert np.stack(planes.body_box(volume.with_voxels(voxels))) == pytest.approx(np.stack([low, high]))
+    assert np.stack(planes.picture_box(volume.with_voxels(voxels))) == pytest.approx(np.stack([low, high]))
     assert low == pytest.approx((-95, -75, -115), abs=12)
     assert high == pytest.approx((95, 75, 115), abs=12)
     assert planes.body_centre(volume) == pytest.approx((0, 0, 0), abs=3)

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ctfoundry.body import BODY_HU
 from ctfoundry.encoder import FeatureMap
 from ctfoundry.volume import Volume
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
-
-BODY_HU = -300.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,17 +11,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import scipy.ndimage
 
+from ctfoundry.body import body_box
 from ctfoundry.errors import UsageError
-from ctfoundry.geometry import Box, bounding_box
 from ctfoundry.phantom.names import GROUPS, IDS, WRAPS
 from ctfoundry.volume import Volume
 
 HU_EDGES = np.arange(-1025, 1531, 5)
 """Bins of the HU classifier: 5 HU wide; what lies outside falls into the first or the last one."""
-BODY_HU = -300
-"""A voxel over this HU may belong to the body."""
 SMALLEST_VOXELS = 20
 """Structures with fewer voxels in a scan have no centroid there."""
 
@@ -116,27 +113,10 @@ def position_guess_error(
     return Difficulty(overall, {name: float(np.median(values)) for name, values in misses.items()})
 
 
-def body_box(ct: Volume) -> Box:
-    """The box of the body: the largest connected part (by faces) of HU > `BODY_HU`, after thin things were opened away.
-
-    Opening with a 3x3x3 cross cuts the table's shell, a sheet one or two voxels thick, off the patient. Raises UsageError
-    when nothing is left.
-    """
-    solid = scipy.ndimage.binary_opening(ct.voxels > BODY_HU)
-    parts, count = scipy.ndimage.label(solid)
-    if count == 0:
-        raise UsageError(f"no body: nothing thicker than two voxels is over {BODY_HU} HU", where=ct.source or None)
-    box = bounding_box(parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:])))
-    assert box is not None
-    return box
-
-
 def _body_frame(ct: Volume) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest world point and size of the body box along the world's axes (for grids that are not oblique)."""
-    box = body_box(ct)
-    ends = ct.world([[low for low, _ in box], [high - 1 for _, high in box]])
-    low = ends.min(axis=0)
-    return low, np.maximum(ends.max(axis=0) - low, 1e-3)
+    """Lowest world point and size of the body box along the world's axes."""
+    low, high = body_box(ct)
+    return low, np.maximum(high - low, 1e-3)
 
 
 def _centroids(scan: Labelled, structures: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:

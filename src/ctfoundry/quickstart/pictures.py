@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Picture = UInt8[np.ndarray, "rows columns 3"]
 
-QUERY, FOUND, TRUTH = "#ffd23f", "#ff5d8f", "#4cc3ff"
+QUERY, FOUND, TRUTH = "#ffb000", "#7cff6b", "#4cc3ff"
 """Colours of the query's crosshair, the found place and the true place."""
 
 

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ctfoundry import geometry
+from ctfoundry.body import BODY_HU, largest_part
 from ctfoundry.errors import UsageError
 from ctfoundry.volume import Volume
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Float32, Float64, UInt8
+    from jaxtyping import Float, Float32, Float64, UInt8
     from PIL import Image
 
     Picture = UInt8[np.ndarray, "rows columns 3"]
@@ -42,7 +43,6 @@ OFF_PLANE_MM = 10.0
 Field = Literal["scan", "body"]
 """What the panels show: all that was scanned, or the body's box with a margin."""
 
-_BODY_HU = -300
 _MARGIN_MM = 12.0
 _GAP = 6
 _INK = (235, 235, 235)
@@ -194,7 +194,7 @@ def layout(
         raise UsageError(f"a picture shows 'scan' or 'body', not {field!r}")
     low, high = scan_box(volume)
     if field == "body":
-        inner = np.stack([*body_box(volume), *(np.asarray(point, dtype=np.float64) for point in include)])
+        inner = np.stack([*picture_box(volume), *(np.asarray(point, dtype=np.float64) for point in include)])
         low, high = (
             np.maximum(low, inner.min(axis=0) - _MARGIN_MM),
             np.minimum(high, inner.max(axis=0) + _MARGIN_MM),
@@ -220,17 +220,17 @@ def scan_box(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
     return _world_box(volume.affine, ends)
 
 
-def body_box(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
+def picture_box(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest x, y, z (mm) of the largest thing that is not air; the scan's box where nothing is.
 
     Thin things (the table's sheets, cables, blankets) are opened away first, and one half percent of the body is left out
-    at either end of each axis. The box is for pictures; measurements use the preparation's.
+    at either end of each axis. The box is for pictures of any kind of volume; measurements use `ctfoundry.body`.
     """
     voxels, affine = _canonical(volume)
     stride = [-(-n // 96) for n in voxels.shape]
     thin = voxels[:: stride[0], :: stride[1], :: stride[2]]
     if volume.kind == "hu":
-        mask = thin > _BODY_HU
+        mask = thin > BODY_HU
     elif volume.kind == "label":
         mask = thin > 0
     else:
@@ -238,7 +238,7 @@ def body_box(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
         mask = thin > dark + 0.15 * (bright - dark)
     if not mask.any():
         return scan_box(volume)
-    mask = _largest(mask)
+    mask = largest_part(mask)
     ends = []
     for axis in range(3):
         share = np.cumsum(mask.sum(axis=tuple(a for a in range(3) if a != axis), dtype=np.float64))
@@ -248,22 +248,9 @@ def body_box(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
     return _world_box(affine, ends)
 
 
-def _largest(mask: Bool[np.ndarray, "d h w"]) -> Bool[np.ndarray, "d h w"]:
-    """The largest connected part of a mask after an opening by one voxel; the mask itself where the opening leaves nothing."""
-    from scipy import ndimage
-
-    # repeated borders: a body cut by the field of view, or a scan of one slice, is not eaten from there
-    opened = ndimage.binary_opening(np.pad(mask, 1, mode="edge"))[1:-1, 1:-1, 1:-1]
-    parts, count = ndimage.label(opened)
-    if count == 0:
-        return mask
-    sizes = np.bincount(parts.ravel())
-    return np.asarray(parts == 1 + int(np.argmax(sizes[1:])))
-
-
 def body_centre(volume: Volume) -> np.ndarray:
     """Middle of the body's box, world millimetres."""
-    low, high = body_box(volume)
+    low, high = picture_box(volume)
     return np.asarray((low + high) / 2)
 
 
@@ -280,7 +267,7 @@ def choose_window(volume: Volume) -> tuple[float, float]:
         low, high = (float(v) for v in np.percentile(thin, (1, 99)))
         return (low + high) / 2, max(high - low, 1e-6)
     voxels, affine = _canonical(volume)
-    first, last = body_box(volume)
+    first, last = picture_box(volume)
     place = np.stack(np.meshgrid(*[np.linspace(0.25, 0.75, 40)] * 3, indexing="ij"), axis=-1)
     values, inside = _look_up(voxels, affine, (first + place * (last - first)).reshape(1600, 40, 3), linear=False)
     inner = values[inside]

@@ -12,7 +12,7 @@ import numpy as np
 
 def simpleitk_series(folder: Path, threads: int) -> np.ndarray:
     """SimpleITK's series reader, slices sorted by GDCM, int16 asked for, the array a view of the image."""
-    import SimpleITK as sitk  # noqa: N813
+    import SimpleITK as sitk
 
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     reader = sitk.ImageSeriesReader()
@@ -23,7 +23,7 @@ def simpleitk_series(folder: Path, threads: int) -> np.ndarray:
 
 def simpleitk_file(path: Path) -> np.ndarray:
     """SimpleITK's file reader, the array a view of the image."""
-    import SimpleITK as sitk  # noqa: N813
+    import SimpleITK as sitk
 
     return np.asarray(_Held(sitk.ReadImage(str(path))))
 
@@ -32,7 +32,7 @@ class _Held:
     """The voxels of a SimpleITK image without a copy, and the image, which must live as long as they do."""
 
     def __init__(self, image: Any) -> None:
-        import SimpleITK as sitk  # noqa: N813
+        import SimpleITK as sitk
 
         self.image = image
         self.__array_interface__ = sitk.GetArrayViewFromImage(image).__array_interface__

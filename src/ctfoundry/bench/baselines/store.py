@@ -21,7 +21,7 @@ def write_nifti(volume: Volume, path: Path) -> None:
 
 def nifti(path: Path, boxes: list[Box]) -> list[np.ndarray]:
     """SimpleITK reads and resamples (both faster than nibabel with SciPy, stack.md 7), once for all boxes; one thread."""
-    import SimpleITK as sitk  # noqa: N813
+    import SimpleITK as sitk
 
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     image = sitk.ReadImage(str(path))
