@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -192,3 +193,15 @@ def test_a_bare_machine_pretrains(scans: Store, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "needs PyYAML" in done.stdout
     assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_head_norm_takes_away_what_all_embeddings_share(scans: Store) -> None:
+    """A module of its own, so that the head's keys stay those of the public checkpoints; the encoder is the same."""
+    plain = IntraSampleSimCLR(recipe())
+    normed = IntraSampleSimCLR(recipe(model=replace(recipe().model, head_norm=True)))
+    x, _ = make_batch(plain, scans, [Key.of(i) for i in range(3)])
+    before, after = plain.losses(x, 0), normed.losses(x, 0)
+    assert after["negative"] < before["negative"] - 0.2
+    assert {name.split(".")[0] for name in normed.modules.state_dict()} == {"encoder", "head", "head_norm"}
+    ours, theirs = plain.encoder.state_dict(), normed.encoder.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -60,9 +60,10 @@ class IntraSampleSimCLR:
         self.preparation: Preparation = PREPARATIONS[recipe.preparation]
         self.encoder = SegResNetEncoder(1, recipe.model.filters, recipe.model.blocks)
         self.level = self.encoder.levels[-1]
-        self.modules = nn.ModuleDict(
-            {"encoder": self.encoder, "head": ProjectionHead(self.level.channels, *recipe.model.head)}
-        )
+        width = self.level.channels
+        self.modules = nn.ModuleDict({"encoder": self.encoder, "head": ProjectionHead(width, *recipe.model.head)})
+        if recipe.model.head_norm:
+            self.modules["head_norm"] = nn.BatchNorm1d(width, affine=False)
         initialise(self.modules, Key.of("initialise", recipe.train.seed))
         self._seen: Tensor | None = None
 
@@ -123,6 +124,8 @@ class IntraSampleSimCLR:
             maps, _ = self.encoder.features(batch, (self.level.name,))
         with torch.autocast(batch.device.type, enabled=False):  # means, similarities and logits are float32
             vectors = maps[self.level.name].float().mean((2, 3, 4))
+            if self.recipe.model.head_norm:
+                vectors = self.modules["head_norm"](vectors)
             z = self.modules["head"](vectors)  # (m v b) c
             z = z.view(m, 2, -1, z.shape[1]).permute(2, 0, 1, 3)  # b m v c
             self._seen = z.detach()
