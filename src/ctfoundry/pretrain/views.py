@@ -102,8 +102,14 @@ def draw_view(key: Key, settings: ViewSettings, crop_size: Vec3) -> ViewDraw:
     )
 
 
-def axis_operators(draws: Sequence[ViewDraw], size: Vec3, *, device: torch.device | str = "cpu") -> Operators:
-    """Crop, zoom and flip of n views of crops of `size`: one stack (n, size, size) an axis, float64.
+def axis_operators(
+    draws: Sequence[ViewDraw],
+    size: Vec3,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float64,
+) -> Operators:
+    """Crop, zoom and flip of n views of crops of `size`: one stack (n, size, size) an axis.
 
     The zoom is torch's linear `interpolate` (align_corners off, no anti-aliasing): output k reads ``start + (k + 1/2) *
     size / n - 1/2``, and the edge of its box where that lies beyond it.
@@ -112,15 +118,20 @@ def axis_operators(draws: Sequence[ViewDraw], size: Vec3, *, device: torch.devic
     for axis, n in enumerate(size):
         if any(d.start[axis] < 0 or d.start[axis] + d.size[axis] > n for d in draws):
             raise ContractError(f"a view's box leaves its crop of {n} voxels along axis {axis}")
-        low, length, flip = (
+        start, length, flip = (
             torch.tensor(values, dtype=torch.float64, device=device).reshape(-1, 1)  # n 1
             for values in ([d.start[axis] for d in draws], [d.size[axis] for d in draws], [d.flip for d in draws])
         )
         voxel = torch.arange(n, device=device)
-        position = low + ((voxel + 0.5) * length / n - 0.5).clamp_min(0).minimum(length - 1)  # n out
+        position = start + ((voxel + 0.5) * length / n - 0.5).clamp_min(0).minimum(length - 1)  # n out
         if axis == 0:
             position = torch.where(flip > 0, position.flip(1), position)
-        stacks.append((position[:, :, None] - voxel).abs_().neg_().add_(1).clamp_min_(0))  # n out in
+        low = position.floor().clamp_max(n - 2).clamp_min(0)
+        far = (position - low)[:, :, None]  # n out 1
+        index = low.long()[:, :, None]
+        matrix = torch.zeros(len(draws), n, n, dtype=dtype, device=device)  # n out in
+        matrix.scatter_(2, index, (1 - far).to(dtype))
+        stacks.append(matrix.scatter_add_(2, (index + 1).clamp_max(n - 1), far.to(dtype)))
     return stacks[0], stacks[1], stacks[2]
 
 
@@ -180,7 +191,7 @@ def make_views(
             f"out is a contiguous {dtype} tensor of shape {(len(draws), *size)}, not {tuple(out.shape)}"
         )
     with torch.autocast(device.type, enabled=False):
-        zoom = [z.to(dtype) for z in axis_operators(draws, size, device=device)]
+        zoom = list(axis_operators(draws, size, device=device, dtype=dtype))
         if before is not None:
             zoom = [z @ b.to(z) for z, b in zip(zoom, before, strict=True)]
         if early:  # nothing lies between: smoothing rides in the zoom's matrices
@@ -265,11 +276,12 @@ def _products(
     x = x[:, first:last]
     for buffer, axis in ((work[0], 2), (work[1], 1), (into.view(-1), 0)):
         a, b = x.shape[1:3]
+        inputs = x.flatten(1, 2).mT  # n in ab
         out = _shaped(buffer, (len(x), chosen[axis].shape[1], a * b))
         skipped = 0 if axis else first
         for top, bottom, low, high in parts[axis]:
-            part = x[..., low - skipped : high - skipped].flatten(1, 2)
-            torch.bmm(chosen[axis][:, top:bottom, low:high], part.mT, out=out[:, top:bottom])
+            matrix = chosen[axis][:, top:bottom, low:high]
+            torch.bmm(matrix, inputs[:, low - skipped : high - skipped], out=out[:, top:bottom])
         x = out.unflatten(2, (a, b))
 
 
@@ -278,16 +290,12 @@ def _bands(matrices: Float[Tensor, "n out in"]) -> list[list[Band]]:
     _, out, length = matrices.shape
     if matrices.device.type != "cpu":  # looking would wait for the device, which multiplies whole stacks anyway
         return [[(0, out, 0, length)]] * len(matrices)
-    used = (matrices != 0).byte()
-    low, high = used.argmax(2), length - used.flip(2).argmax(2)  # n out
-    lows = [part.amin(1).tolist() for part in low.split(BLOCK, 1)]
-    highs = [part.amax(1).tolist() for part in high.split(BLOCK, 1)]
+    used = torch.stack([rows.amax(1) for rows in matrices.split(BLOCK, 1)], 1).ne(0).byte()  # n blocks in
+    lows, highs = used.argmax(2).tolist(), (length - used.flip(2).argmax(2)).tolist()
+    tops = range(0, out, BLOCK)
     return [
-        [
-            (top, min(top + BLOCK, out), lo[i], hi[i])
-            for top, lo, hi in zip(range(0, out, BLOCK), lows, highs, strict=True)
-        ]
-        for i in range(len(matrices))
+        [(top, min(top + BLOCK, out), low, high) for top, low, high in zip(tops, *ends, strict=True)]
+        for ends in zip(lows, highs, strict=True)
     ]
 
 
