@@ -173,8 +173,11 @@ class Encoder:
 
     @classmethod
     def of(cls, network: torch.nn.Module, card: Card) -> Encoder:
-        """The encoder that `card` describes, around `network`."""
+        """The encoder that `card` describes, around `network`, which it takes over (eval mode, memory layout)."""
         backbone: Any = network
+        if all(p.device.type == "cpu" for p in network.parameters()):
+            # oneDNN's 3D convolutions take about two thirds of the time in this layout (docs/performance.md)
+            network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         return cls(
             network.eval(), card.preparation, card.extent, tuple(backbone.levels), (*backbone.tokens, *POOLS), card
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,8 +18,12 @@ from ctfoundry import geometry, stats
 from ctfoundry.body import body_box
 from ctfoundry.encoder import Encoder, FeatureMap
 from ctfoundry.infer.passes import cells
-from ctfoundry.retrieval.search import dense_map, match, query_vector
+from ctfoundry.retrieval.search import dense_map, query_vector
 from ctfoundry.volume import Volume
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
 BANDS = (-1024.0, -700.0, -150.0, -20.0, 30.0, 80.0, 200.0, 600.0, 3072.0)
 """Edges of the HU bands that the HU method describes a cell by: air, lung, fat, water, soft tissue, contrast, bone."""
@@ -82,36 +87,54 @@ def hu_method(like: Encoder, level: str) -> Describe:
 def localise(cases: Sequence[Case], methods: Mapping[str, Describe]) -> list[Error]:
     """Errors of every method, of the best cell of the first method's grid, and of the position guess, over all ordered
     pairs of cases of different patients and all landmarks that both have."""
-    maps = {name: [describe(case.volume) for case in cases] for name, describe in methods.items()}
+    described = {
+        name: [_Described.of(describe(case.volume), case) for case in cases] for name, describe in methods.items()
+    }
     boxes = [body_box(case.volume) for case in cases]
+    grid = next(iter(described.values()), None)
     found: list[Error] = []
-    first = next(iter(methods), None)
     for q, query in enumerate(cases):
         for t, target in enumerate(cases):
-            if query.patient == target.patient:
+            names = sorted(query.landmarks.keys() & target.landmarks.keys())
+            if query.patient == target.patient or not names:
                 continue
-            for name in sorted(query.landmarks.keys() & target.landmarks.keys()):
-                truth = np.array(target.landmarks[name])
-                guesses = {
-                    method: match(query_vector(made[q], query.landmarks[name]), made[t]).point
-                    for method, made in maps.items()
-                }
-                share = (np.array(query.landmarks[name]) - boxes[q][0]) / (boxes[q][1] - boxes[q][0])
-                guesses["position in the body box"] = tuple(boxes[t][0] + share * (boxes[t][1] - boxes[t][0]))
-                if first is not None:
-                    _, centres = maps[first][t].cells()
-                    guesses["best possible cell"] = tuple(centres[np.linalg.norm(centres - truth, axis=1).argmin()])
-                found += [
-                    Error(
-                        method,
-                        name,
-                        query.id,
-                        target.id,
-                        stats.Pair(query.patient, target.patient, float(np.linalg.norm(np.array(point) - truth))),
-                    )
-                    for method, point in guesses.items()
-                ]
+            truth = np.array([target.landmarks[name] for name in names])
+            points = {method: made[t].nearest(made[q], names) for method, made in described.items()}
+            share = (np.array([query.landmarks[name] for name in names]) - boxes[q][0]) / (boxes[q][1] - boxes[q][0])
+            points["position in the body box"] = boxes[t][0] + share * (boxes[t][1] - boxes[t][0])
+            if grid is not None:
+                points["best possible cell"] = np.array([grid[t].closest(point) for point in truth])
+            found += [
+                Error(method, name, query.id, target.id, stats.Pair(query.patient, target.patient, float(error)))
+                for method, places in points.items()
+                for name, error in zip(names, np.linalg.norm(places - truth, axis=1), strict=True)
+            ]
     return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Described:
+    """One case as one method sees it: normalised cells with their places, and the normalised feature of each landmark."""
+
+    rows: Float[Tensor, "n c"]
+    centres: geometry.Points
+    queries: Mapping[str, Float[Tensor, "c"]]
+
+    @classmethod
+    def of(cls, feature: FeatureMap, case: Case) -> _Described:
+        rows, centres = feature.cells()
+        queries = {name: query_vector(feature, point) for name, point in case.landmarks.items()}
+        normal = {name: torch.nn.functional.normalize(vector, dim=0) for name, vector in queries.items()}
+        return cls(torch.nn.functional.normalize(rows.float(), dim=1), centres, normal)
+
+    def nearest(self, query: _Described, names: Sequence[str]) -> geometry.Points:
+        """World points of the most similar cells (cosine) to the query's landmarks."""
+        similarity = torch.stack([query.queries[name] for name in names]) @ self.rows.T
+        return self.centres[similarity.argmax(1).cpu().numpy()]
+
+    def closest(self, point: np.ndarray) -> np.ndarray:
+        """The cell centre nearest to a place."""
+        return np.asarray(self.centres[np.linalg.norm(self.centres - point, axis=1).argmin()])
 
 
 def by_method(errors: Iterable[Error]) -> dict[str, list[stats.Pair]]:
