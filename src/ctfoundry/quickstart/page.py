@@ -81,7 +81,7 @@ def _gain_in_words(results: Results) -> str:
     elif gain.low > 0:
         views += "Its interval lies above zero: the objective was learned and carries over to patients that training never saw. "
     else:
-        views += "Its interval does not lie above zero: in this time nothing was learned that carries over. Train longer or on more scans. "
+        views += "Its interval does not lie above zero: no gain on new patients is shown in this time. Train longer or on more scans. "
     found = results.localisation_gain
     if found is None:
         return (
@@ -302,7 +302,7 @@ def _search(results: Results) -> Iterator[Section]:
         yield Cards(
             cards,
             "Queries and answers of the pretrained encoder, drawn by the seed and not by their success. Crosshair: query and found place; ring: the true place; "
-            "warm colours: cells like the query.",
+            "warm colours: the tenth of the cells that is most like the query.",
             width=420,
         )
 
@@ -330,12 +330,16 @@ def _retrieval(results: Results) -> Iterator[Section]:
             _scan_card(scans[other], f"no. {rank}", {"similarity": f"{value:.4f}"})
             for rank, (other, value) in enumerate(near[:3], 1)
         ]
-    yield Cards(cards, "Held-out scans and their three nearest scans of other patients.", width=260)
+    yield Cards(
+        cards,
+        "Held-out scans and their three nearest scans of other patients, a row each where the page is wide enough.",
+        width=205,
+    )
 
 
 def _scan_card(scan: Scan, badge: str, facts: dict[str, str]) -> Card:
     return Card(
-        three_planes(scan.read(), height=110),
+        three_planes(scan.read(), height=100),
         f"three planes of {scan.name}",
         scan.name,
         facts,

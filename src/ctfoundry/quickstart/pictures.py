@@ -36,9 +36,9 @@ def query_picture(volume: Volume, point: Sequence[float], *, height: int = 200) 
 def hit_picture(target: Volume, hit: Hit, truth: tuple[float, float, float] | None, *, height: int = 200) -> Picture:
     """Three planes through the found place, the similarity as a heat map, the true place as a ring where it is known."""
     assert hit.heatmap is not None
-    # the upper half of the range of similarities is shown, so that the picture is not one warm fog
-    low, high = float(np.median(hit.scores)), float(hit.scores.max())
-    heat = np.clip((hit.heatmap.voxels - low) / max(high - low, 1e-9), 0, 1) ** 2
+    # only the most similar tenth of the cells is coloured, so that the picture is not one warm fog
+    low, high = float(np.quantile(hit.scores, 0.9)), float(hit.scores.max())
+    heat = np.clip((hit.heatmap.voxels - low) / max(high - low, 1e-9), 0, 1)
     marks = [] if truth is None else [Mark(truth, TRUTH, "true")]
     return three_planes(
         target,

@@ -8,7 +8,7 @@ settings made them. A scan that is there with the same content and settings is s
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,16 +114,26 @@ def embed(
     return outcome
 
 
+SAME_VECTORS = ("architecture", "arguments", "preparation", "extent", "level", "weights", "sha256", "seed")
+"""What of a card decides the vectors; the rest (who trained it for how long) may differ."""
+
+
+def same_model(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two cards, as plain data, give the same vectors."""
+    return all(a[key] == b[key] for key in SAME_VECTORS)
+
+
 def _open(out: Path, encoder: Encoder, settings: Settings, chosen: Sequence[str]) -> None:
-    card = {"model": to_data(encoder.card), "settings": to_data(settings) | {"vectors": list(chosen)}}
+    model, used = to_data(encoder.card), to_data(settings) | {"vectors": list(chosen)}
     path = out / "card.json"
     if path.is_file():
-        if json.loads(path.read_text()) != card:
+        there = json.loads(path.read_text())
+        if not same_model(there["model"], model) or there["settings"] != used:
             raise StoreError(
                 "holds embeddings of another encoder or with other settings", where=out, do="choose another folder"
             )
     else:
-        files.write_json(path, card)
+        files.write_json(path, {"model": model, "settings": used})
     (out / "parts").mkdir(exist_ok=True)
     files.sweep(out / "parts")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ctfoundry import identity, io
 from ctfoundry.errors import CTFoundryError, UsageError
-from ctfoundry.retrieval.embed import Scan
+from ctfoundry.retrieval.embed import Scan, same_model
 from ctfoundry.retrieval.index import Index
 from ctfoundry.store import open_store
 
@@ -134,7 +134,7 @@ def query_in_index(
         raise UsageError("the query is not in the index", where=query, do="give --model, the one that made the index")
     encoder = load_encoder(model, weights=weights, device=device, seed=seed)
     card = json.loads((folder / "card.json").read_text())
-    if card["model"] != to_data(encoder.card):
+    if not same_model(card["model"], to_data(encoder.card)):
         raise UsageError(
             f"the index was made by {card['model']['name']!r} with other weights or settings", where=folder
         )
