@@ -80,7 +80,7 @@ class Backbone(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FeatureMap:
     """Features on a grid of cells.
 
@@ -160,7 +160,7 @@ def _named(table: Mapping[str, Any], name: str, what: str) -> Any:
     return table[name]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Encoder:
     """A network with its preparation, extent, levels, vector names and card. Always in eval mode."""
 
@@ -180,6 +180,14 @@ class Encoder:
             network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         return cls(
             network.eval(), card.preparation, card.extent, tuple(backbone.levels), (*backbone.tokens, *POOLS), card
+        )
+
+    def __repr__(self) -> str:
+        weights = sum(p.numel() for p in self.network.parameters())
+        card = self.card
+        return (
+            f"Encoder({card.name}, {card.weights} weights, {weights:,} parameters, prepared as {self.preparation.name}, "
+            f"{self.extent.mode}, level {card.level}, vector {card.vector})"
         )
 
     @property

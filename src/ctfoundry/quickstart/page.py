@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ctfoundry import __version__, stats
-from ctfoundry.quickstart.pictures import colour_picture, hit_picture, query_picture
+from ctfoundry import __version__, files, stats
+from ctfoundry.quickstart.pictures import colour_picture, hit_picture, query_picture, sheet
 from ctfoundry.report import charts, page
 from ctfoundry.report.page import Callout, Card, Cards, Details, Facts, Figure, Heading, Numbers, Prose, Section, Table
 from ctfoundry.report.planes import three_planes
@@ -25,6 +25,21 @@ SHOWN_QUERIES = 4
 def write_report(results: Results, path: Path) -> int:
     """Write the report; returns its size in bytes."""
     return page.write(path, build(results))
+
+
+def write_overview(results: Results, path: Path) -> None:
+    """One picture to show: two searches (query and answer) above two colour maps."""
+    from PIL import Image
+
+    rows = [
+        [query_picture(e.query_volume, e.point, height=220), hit_picture(e.target_volume, e.hit, e.truth, height=220)]
+        for e in results.examples[:2]
+    ]
+    if results.colours:
+        rows.append([colour_picture(volume, colours, height=220) for _, volume, colours in results.colours[:2]])
+    if rows:
+        with files.whole(path) as part:
+            Image.fromarray(sheet(rows)).save(part, "PNG", optimize=True)
 
 
 def build(results: Results) -> page.Page:

@@ -48,3 +48,18 @@ def hit_picture(target: Volume, hit: Hit, truth: tuple[float, float, float] | No
         marks=marks,
         overlay=Overlay(heat, hit.heatmap.affine, alpha=0.55),
     )
+
+
+def sheet(rows: Sequence[Sequence[Picture]], *, gap: int = 8) -> Picture:
+    """Pictures in rows, each row of one height; shorter rows are filled with black."""
+    from PIL import Image
+
+    lines = []
+    for row in rows:
+        height = min(picture.shape[0] for picture in row)
+        scaled = [np.asarray(Image.fromarray(p).resize((round(p.shape[1] * height / p.shape[0]), height))) for p in row]
+        spaced = [part for p in scaled for part in (p, np.zeros((height, gap, 3), np.uint8))][:-1]
+        lines.append(np.concatenate(spaced, axis=1))
+    width = max(line.shape[1] for line in lines)
+    padded = [np.pad(line, ((0, gap), (0, width - line.shape[1]), (0, 0))) for line in lines]
+    return np.concatenate(padded, axis=0)[:-gap]

@@ -95,7 +95,7 @@ def quickstart(
     """
     from ctfoundry import zoo
     from ctfoundry.pretrain.recipe import load_recipe
-    from ctfoundry.quickstart.page import write_report
+    from ctfoundry.quickstart.page import write_overview, write_report
 
     out.mkdir(parents=True, exist_ok=True)
     record = Record(command, {"seed": seed}, device)
@@ -131,6 +131,7 @@ def quickstart(
     results.seconds = clock.seconds
     with clock("write the report"):
         write_report(results, out / "report.html")
+        write_overview(results, out / "overview.png")
     record.device = results.device
     record.inputs = {scan.id: scan.digest for scan in gathered.scans}
     record.results = summary(results)
