@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,11 @@ class Scan:
     range_hu: tuple[float, float]
     format: str
 
+    @property
+    def size_mm3(self) -> float:
+        """Volume of the field of view."""
+        return math.prod(n * s for n, s in zip(self.grid.shape, self.grid.spacing, strict=True))
+
 
 @dataclass
 class Gathered:
@@ -50,6 +56,15 @@ class Gathered:
     def patients(self) -> list[str]:
         """Public names of the patients."""
         return sorted({scan.patient for scan in self.scans})
+
+    @property
+    def shared_landmarks(self) -> set[str]:
+        """Names of landmarks that more than one patient has: only these can be searched for across patients."""
+        owners: dict[str, set[str]] = {}
+        for scan in self.scans:
+            for name in scan.landmarks:
+                owners.setdefault(name, set()).add(scan.patient)
+        return {name for name, group in owners.items() if len(group) > 1}
 
 
 def gather(root: Path, table: Path | None = None, *, say: Callable[[str], None] = lambda _: None) -> Gathered:
@@ -153,11 +168,8 @@ def hold_out(gathered: Gathered, seed: int) -> Split:
     everyone = gathered.patients
     if len(everyone) < FEWEST_PATIENTS:
         return Split(tuple(everyone), tuple(everyone), honest=False)
-    owners: dict[str, set[str]] = {}
-    for scan in gathered.scans:
-        for name in scan.landmarks:
-            owners.setdefault(name, set()).add(scan.patient)
-    shared = {patient for group in owners.values() if len(group) > 1 for patient in group}
+    names = gathered.shared_landmarks
+    shared = {scan.patient for scan in gathered.scans if scan.landmarks.keys() & names}
     order = [everyone[i] for i in Key.of("hold-out", seed).permutation(len(everyone))]
     order.sort(key=lambda patient: patient not in shared)
     held = sorted(order[: max(round(len(everyone) * HELD_OUT_SHARE), 2)])

@@ -178,10 +178,7 @@ def _spread(scans: list[Scan]) -> list[Scan]:
     for scan in scans:
         first.setdefault(scan.patient, scan)
 
-    def size(scan: Scan) -> float:
-        return -float(np.prod([n * s for n, s in zip(scan.grid.shape, scan.grid.spacing, strict=True)]))
-
-    return sorted(first.values(), key=size)[:SHOWN_SCANS]
+    return sorted(first.values(), key=lambda scan: -scan.size_mm3)[:SHOWN_SCANS]
 
 
 def _pretraining(results: Results) -> Iterator[Section]:
@@ -327,7 +324,7 @@ def _retrieval(results: Results) -> Iterator[Section]:
     yield Prose(
         "Each scan is one vector (the mean of its cells). For a held-out scan, the nearest vectors of other patients by cosine. Vectors of one network lie close together, so look at the order rather than at the numbers."
     )
-    if results.retrieval:
+    if "pretrained" in results.retrieval:
         yield Table(
             ("neighbour chosen by", "shared structures", "patients"),
             [(name, _percent(value), value.patients) for name, value in results.retrieval.items()],
@@ -384,7 +381,7 @@ def _meaning(results: Results) -> Iterator[Section]:
     text = [
         "**It means** that the whole way works on these files: they were read, checked, stored, trained on, embedded, searched and measured, "
         "and each number stands beside what no training at all gives.",
-        f"**It does not mean** that this encoder is good. It is {results.minutes:g} minutes of a network a hundred times smaller than the published one, on a grid "
+        f"**It does not mean** that this encoder is good. It is {results.minutes:g} minutes of a network sixteen times smaller than the published one, on a grid "
         "twice as coarse; the published one saw 148,000 scans for 24 days. No weights of it are used here.",
         "**View matching is the training task.** A gain there shows that training works on new patients, not that anatomy is understood. Search across patients and shared anatomy are the first steps "
         "towards that, and random weights, HU bands and the position in the body are strong there.",

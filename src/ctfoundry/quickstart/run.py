@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,6 +217,7 @@ def _retrieve(results: Results, encoders: Mapping[str, Encoder], out: Path, say:
     scans = {scan.id: scan for scan in results.gathered.scans}
     listed = [embedding.Scan(s.id, s.digest, s.read) for s in scans.values()]
     shared: dict[str, dict[str, list[float]]] = {}
+    known = results.gathered.shared_landmarks
     for method, encoder in encoders.items():
         folder = out / ("pretrained" if method == "pretrained" else "random")
         outcome = embedding.embed(listed, encoder, folder, progress=lambda _: say("embedding"))
@@ -234,18 +235,22 @@ def _retrieve(results: Results, encoders: Mapping[str, Encoder], out: Path, say:
             near = index.nearest(index.rows[place], 4, without=own)
             if method == "pretrained":
                 results.neighbours[id] = [(n.id, n.similarity) for n in near]
-            if scan.landmarks and near and scans[near[0].id].landmarks:
-                shared.setdefault(method, {}).setdefault(scan.patient, []).append(_overlap(scan, scans[near[0].id]))
-            if method == "pretrained" and scan.landmarks:
-                others = [_overlap(scan, s) for s in scans.values() if s.patient != scan.patient and s.landmarks]
-                if others:
-                    shared.setdefault("any other scan", {}).setdefault(scan.patient, []).append(float(np.mean(others)))
+            value = _overlap(scan, scans[near[0].id], known) if near else None
+            if value is not None:
+                shared.setdefault(method, {}).setdefault(scan.patient, []).append(value)
+            if method == "pretrained":
+                others = [_overlap(scan, s, known) for s in scans.values() if s.patient != scan.patient]
+                if measured := [v for v in others if v is not None]:
+                    shared.setdefault("any other scan", {}).setdefault(scan.patient, []).append(
+                        float(np.mean(measured))
+                    )
     results.retrieval = {method: stats.mean(values, seed=results.seed) for method, values in shared.items()}
 
 
-def _overlap(a: Scan, b: Scan) -> float:
-    """Jaccard index of the structures that lie wholly inside two scans."""
-    return len(a.landmarks.keys() & b.landmarks.keys()) / len(a.landmarks.keys() | b.landmarks.keys())
+def _overlap(a: Scan, b: Scan, shared: Collection[str]) -> float | None:
+    """Jaccard index of the structures that lie wholly inside two scans, of those that several patients have at all."""
+    first, second = a.landmarks.keys() & shared, b.landmarks.keys() & shared
+    return len(first & second) / len(first | second) if first and second else None
 
 
 def _match_views(
@@ -290,14 +295,14 @@ def _localise(results: Results, encoders: Mapping[str, Encoder], say: Callable[[
 
 
 def _cases(results: Results) -> list[localise.Case]:
-    """Held-out scans with landmarks that another patient's scan has too, at most MOST_CASES of them, one a patient."""
-    seen: set[str] = set()
-    cases = []
-    for scan in results.gathered.scans:
-        if scan.landmarks and scan.patient in results.split.held_out and scan.patient not in seen:
-            seen.add(scan.patient)
-            cases.append(localise.Case(scan.id, scan.patient, scan.read(), scan.landmarks))
-    return cases[:MOST_CASES]
+    """Held-out scans with landmarks that another patient's scan has too, at most MOST_CASES of them."""
+    shared = results.gathered.shared_landmarks
+    chosen = [
+        scan
+        for scan in results.gathered.scans
+        if scan.patient in results.split.held_out and scan.landmarks.keys() & shared
+    ]
+    return [localise.Case(s.id, s.patient, s.read(), s.landmarks) for s in chosen[:MOST_CASES]]
 
 
 def _examples(results: Results, cases: Sequence[localise.Case], encoder: Encoder) -> list[Example]:
@@ -338,12 +343,12 @@ def _examples(results: Results, cases: Sequence[localise.Case], encoder: Encoder
 
 
 def _colours(results: Results, encoder: Encoder) -> None:
-    """PCA colours of up to four held-out scans, fitted jointly on them."""
+    """PCA colours of up to four held-out patients, the largest fields of view first, fitted jointly on them."""
     patients: dict[str, Scan] = {}
     for scan in results.gathered.scans:
         if scan.patient in results.split.held_out:
             patients.setdefault(scan.patient, scan)
-    shown = list(patients.values())[:4]
+    shown = sorted(patients.values(), key=lambda scan: -scan.size_mm3)[:4]
     volumes = [scan.read() for scan in shown]
     maps = [search.dense_map(encoder, volume, LEVELS[:2]) for volume in volumes]
     masks = [pca.body_cells(feature, volume) for feature, volume in zip(maps, volumes, strict=True)]
