@@ -15,6 +15,7 @@ from ctfoundry import io
 from ctfoundry.errors import UsageError
 from ctfoundry.quickstart import quickstart
 from ctfoundry.quickstart.gather import gather
+from ctfoundry.quickstart.run import _fill_store
 from ctfoundry.volume import Volume
 
 
@@ -100,6 +101,32 @@ def test_running_it_again_continues(out, data):
     assert again["pretraining"]["steps"] == first["pretraining"]["steps"]
     assert again["view_matching"] == first["view_matching"]
     assert again["localisation_mm"] == first["localisation_mm"]
+
+
+def test_more_minutes_go_on_with_the_same_folder(out, data, tmp_path):
+    """Another encoder comes out, so the embeddings of the first are made anew instead of ending the run."""
+    shutil.copytree(out, tmp_path / "run")
+    first = json.loads((out / "run.json").read_text())["results"]["pretraining"]
+    again = quickstart(tmp_path / "run", data=data, minutes=0.08, device="cpu", quiet=True)["results"]["pretraining"]
+    assert again["steps"] > first["steps"]
+
+
+def test_a_store_of_earlier_data_keeps_no_scan_under_another_patients_name(data, tmp_path):
+    """Training chooses by patient: a scan that is held out now must not get in by the name that it had before."""
+    few = tmp_path / "few"
+    for seed in (1, 3, 5):
+        shutil.copytree(data / f"Secret Name {seed}", few / str(seed))
+    for folder in (few, data):
+        gathered = gather(folder)
+        store = _fill_store(tmp_path / "store", gathered, (6.0, 2.0, 2.0), lambda _: None)
+        assert {e.id: e.patient for e in store.entries} == {s.id: s.patient for s in gathered.scans}
+
+
+@pytest.mark.parametrize("minutes", [0, -1, float("nan")])
+def test_no_time_is_no_run(tmp_path, minutes):
+    with pytest.raises(UsageError, match="minutes is a number above 0"):
+        quickstart(tmp_path / "out", data=tmp_path, minutes=minutes, quiet=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_scan_is_not_enough(tmp_path):

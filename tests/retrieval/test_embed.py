@@ -99,3 +99,25 @@ def test_nearest_is_the_literal_ranking():
     assert [n.id for n in found] == expected[:5]
     assert found[0].similarity == pytest.approx(cosine[expected[0]], abs=1e-6)
     assert [n.id for n in index.nearest(query, 2, without=expected[:3])] == expected[3:5]
+
+
+def test_reasons_hold_no_path(tmp_path):
+    outcome = embed([*scans(1), Scan("bad", "d", broken)], worlds.tiny(), tmp_path)
+    assert outcome.failed == {"bad": "is broken"}
+
+
+def test_what_was_embedded_before_a_stop_is_there(tmp_path):
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed([*scans(2), Scan("stop", "d", stop)], worlds.tiny(), tmp_path)
+    assert embed(scans(2), worlds.tiny(), tmp_path).skipped == ["s0", "s1"]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_of_two_contents_of_one_id_the_later_counts(tmp_path, order):
+    for i in order:
+        embed([Scan("s", f"digest{i}", partial(worlds.body, i))], worlds.tiny(), tmp_path)
+    expected = torch.nn.functional.normalize(worlds.tiny()(worlds.body(order[1])).vector, dim=0)
+    torch.testing.assert_close(load_index(tmp_path).rows[0], expected)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -91,12 +93,14 @@ def quickstart(
 ) -> dict[str, Any]:
     """Run the main job into `out` and return the content of its ``run.json``.
 
-    Raises UsageError when there are fewer than two usable scans.
+    Raises UsageError when there are fewer than two usable scans, or no minutes.
     """
     from ctfoundry import zoo
     from ctfoundry.pretrain.recipe import load_recipe
     from ctfoundry.quickstart.page import write_overview, write_report
 
+    if not 0 < minutes < math.inf:
+        raise UsageError(f"minutes is a number above 0, not {minutes}")
     out.mkdir(parents=True, exist_ok=True)
     record = Record(command, {"seed": seed}, device)
     clock = _Clock(say)
@@ -173,11 +177,19 @@ def _phantoms(out: Path, seed: int, clock: _Clock) -> Path:
 
 
 def _fill_store(path: Path, gathered: Gathered, spacing: Sequence[float | None], say: Callable[[str], None]) -> Store:
-    """Every scan at the recipe's own spacing, so that a training crop is a plain read."""
+    """Every scan at the recipe's own spacing, so that a training crop is a plain read.
+
+    A folder may have been used before, for other data or another ``--patients``: what is no longer a scan of that patient
+    leaves the store, because training chooses by the patients' names, and a held-out one must not get in by an old name.
+    """
     from ctfoundry.store import create
 
     grid = "x".join(f"{s:g}" for s in spacing if s is not None)
+    owners = {scan.id: scan.patient for scan in gathered.scans}
     with create(path, grid=grid) as store:
+        for entry in list(store.entries):
+            if owners.get(entry.id) != entry.patient:
+                store.remove(entry.id)
         for number, scan in enumerate(gathered.scans, 1):
             if scan.id not in store:
                 store.add(scan.read(), scan.id, patient=scan.patient)
@@ -220,6 +232,8 @@ def _retrieve(results: Results, encoders: Mapping[str, Encoder], out: Path, say:
     known = results.gathered.shared_landmarks
     for method, encoder in encoders.items():
         folder = out / ("pretrained" if method == "pretrained" else "random")
+        if not embedding.fits(folder, encoder):  # more minutes made another encoder
+            shutil.rmtree(folder)
         outcome = embedding.embed(listed, encoder, folder, progress=lambda _: say("embedding"))
         if outcome.failed:
             raise CTFoundryError(
@@ -227,11 +241,12 @@ def _retrieve(results: Results, encoders: Mapping[str, Encoder], out: Path, say:
                 where=folder,
             )
         index = embedding.load_index(folder)
+        gone = set(index.ids) - scans.keys()  # embedded from this folder's earlier data
         for place, id in enumerate(index.ids):
-            scan = scans[id]
-            if scan.patient not in results.split.held_out:
+            if id in gone or scans[id].patient not in results.split.held_out:
                 continue
-            own = {s.id for s in scans.values() if s.patient == scan.patient}
+            scan = scans[id]
+            own = gone | {s.id for s in scans.values() if s.patient == scan.patient}
             near = index.nearest(index.rows[place], 4, without=own)
             if method == "pretrained":
                 results.neighbours[id] = [(n.id, n.similarity) for n in near]

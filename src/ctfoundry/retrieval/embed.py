@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PART_SCANS = 64
-"""Scans per part: a kill loses at most this many."""
+"""Scans per part: ``kill -9`` loses at most this many, Ctrl-C and errors lose none."""
 
 
 @dataclass(frozen=True)
@@ -84,32 +84,34 @@ def embed(
     Raises StoreError when `out` holds embeddings of another encoder or other settings.
     """
     chosen = settings.vectors or (encoder.card.vector,)
-    _open(out, encoder, settings, chosen)
+    _open(out, encoder, settings)
     there = {(row["id"], row["digest"]) for row in rows(out)}
     outcome = Outcome()
     vectors: list[Tensor] = []
     waiting: list[Row] = []
     pending: list[str] = []
-    for scan in scans:
-        if (scan.id, scan.digest) in there:
-            outcome.skipped.append(scan.id)
-        else:
-            try:
-                made = _one(scan, encoder, settings, chosen, out)
-            except CTFoundryError as error:
-                outcome.failed[scan.id] = str(error)
+    try:
+        for scan in scans:
+            if (scan.id, scan.digest) in there:
+                outcome.skipped.append(scan.id)
             else:
-                waiting += [row for row, _ in made]
-                vectors += [vector for _, vector in made]
-                pending.append(scan.id)
-        if len(pending) >= PART_SCANS:
+                try:
+                    made = _one(scan, encoder, settings, chosen, out)
+                except CTFoundryError as error:
+                    outcome.failed[scan.id] = error.what  # not where: that is a path, and this goes into run.json
+                else:
+                    waiting += [row for row, _ in made]
+                    vectors += [vector for _, vector in made]
+                    pending.append(scan.id)
+            if len(pending) >= PART_SCANS:
+                _write_part(out, waiting, vectors)
+                outcome.done += pending
+                vectors, waiting, pending = [], [], []
+            progress(scan.id)
+    finally:  # when stopped, too
+        if waiting:
             _write_part(out, waiting, vectors)
             outcome.done += pending
-            vectors, waiting, pending = [], [], []
-        progress(scan.id)
-    if waiting:
-        _write_part(out, waiting, vectors)
-        outcome.done += pending
     write_index(out)
     return outcome
 
@@ -123,17 +125,26 @@ def same_model(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     return all(a[key] == b[key] for key in SAME_VECTORS)
 
 
-def _open(out: Path, encoder: Encoder, settings: Settings, chosen: Sequence[str]) -> None:
-    model, used = to_data(encoder.card), to_data(settings) | {"vectors": list(chosen)}
+def fits(out: Path, encoder: Encoder, settings: Settings = Settings()) -> bool:
+    """Whether `out` is new, or holds embeddings of this encoder with these settings."""
     path = out / "card.json"
-    if path.is_file():
-        there = json.loads(path.read_text())
-        if not same_model(there["model"], model) or there["settings"] != used:
-            raise StoreError(
-                "holds embeddings of another encoder or with other settings", where=out, do="choose another folder"
-            )
-    else:
-        files.write_json(path, {"model": model, "settings": used})
+    if not path.is_file():
+        return True
+    there = json.loads(path.read_text())
+    return same_model(there["model"], to_data(encoder.card)) and there["settings"] == _used(encoder, settings)
+
+
+def _used(encoder: Encoder, settings: Settings) -> dict[str, Any]:
+    return to_data(settings) | {"vectors": list(settings.vectors or (encoder.card.vector,))}
+
+
+def _open(out: Path, encoder: Encoder, settings: Settings) -> None:
+    if not fits(out, encoder, settings):
+        raise StoreError(
+            "holds embeddings of another encoder or with other settings", where=out, do="choose another folder"
+        )
+    if not (out / "card.json").is_file():
+        files.write_json(out / "card.json", {"model": to_data(encoder.card), "settings": _used(encoder, settings)})
     (out / "parts").mkdir(exist_ok=True)
     files.sweep(out / "parts")
 
@@ -168,7 +179,8 @@ def _write_part(out: Path, waiting: Sequence[Row], vectors: Sequence[Tensor]) ->
     from safetensors.torch import save_file
 
     header = [asdict(row) for row in waiting]
-    name = files.digest(header)[:16]
+    # numbered, so that the last of two vectors of one id is the later one
+    name = f"{len(list((out / 'parts').glob('*.safetensors'))):06d}-{files.digest(header)[:16]}"
     with files.whole(out / "parts" / f"{name}.safetensors") as part:
         save_file(
             {"vectors": torch.stack(list(vectors)).float().contiguous()}, part, metadata={"rows": json.dumps(header)}
