@@ -37,7 +37,7 @@ def prepare_store(
     outcome, paths = Outcome(), dict[str, str]()
     with create(store_path, grid) as store:
         for item in (item for source in sources for item in _found(source)):
-            digest = identity.content_digest(item.paths)
+            digest = identity.content_digest(item.files)
             id = identity.name("scan", digest)
             if id in paths:
                 say(f"{item.path}: a byte-for-byte copy of another scan, left out")
@@ -79,7 +79,7 @@ def _found(source: Path) -> list[io.Found]:
     """What a folder holds, or the one file."""
     if source.is_dir():
         return list(io.discover(source).found)
-    inside = io.discover(source.parent) if source.is_file() else None
+    inside = io.discover(source.parent, deep=False) if source.is_file() else None
     chosen = [item for item in inside.found if source in item.paths] if inside else []
     if not chosen:
         raise CTFoundryError("is neither a folder nor a scan", where=source)

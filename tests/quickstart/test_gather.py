@@ -71,6 +71,38 @@ def test_a_csv_without_its_columns_is_named(folder, tmp_path):
         gather(folder, table)
 
 
+@pytest.mark.parametrize("rows", ["case0,\n", "case0\n", ",x\n"])
+def test_a_csv_with_holes_is_named(folder, tmp_path, rows):
+    """Otherwise all patients without a name would be one."""
+    table = tmp_path / "who.csv"
+    table.write_text("path,patient\n" + rows)
+    with pytest.raises(UsageError, match="line 2 lacks a path or a patient"):
+        gather(folder, table)
+
+
+def test_a_csv_that_fits_no_scan_is_named(folder, tmp_path):
+    """Otherwise one patient's scans would stand on both sides of the split, and nobody would know."""
+    table = tmp_path / "who.csv"
+    table.write_text("path,patient\nelsewhere/case0,x\nelsewhere/case1,x\n")
+    with pytest.raises(UsageError, match="names none of the scans"):
+        gather(folder, table)
+    table.write_text("path,patient\n./case0/,x\ncase1,x\n")
+    assert len(gather(folder, table).patients) == 4
+
+
+def test_scans_with_one_header_and_other_numbers_are_two(tmp_path):
+    """.mhd files of one geometry are equal to the byte: what tells them apart is the file beside each."""
+    import SimpleITK as sitk
+
+    for seed in (0, 1):
+        (tmp_path / str(seed)).mkdir()
+        image = sitk.GetImageFromArray(scan(seed).voxels)
+        image.SetSpacing((2.0, 2.0, 4.0))
+        sitk.WriteImage(image, str(tmp_path / str(seed) / "ct.mhd"))
+    assert (tmp_path / "0" / "ct.mhd").read_bytes() == (tmp_path / "1" / "ct.mhd").read_bytes()
+    assert len(gather(tmp_path).scans) == 2
+
+
 def test_copies_and_resampled_copies_are_one_patient(folder):
     original = scan(0)
     (folder / "copy").mkdir()

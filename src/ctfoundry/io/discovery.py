@@ -40,6 +40,7 @@ class Found:
     grid : shape, affine, spacing and orientation as declared; None when the header has a problem.
     is_label : best guess from the header and file name; `read` decides by the values.
     problem : the error that `read` would raise, as far as headers show it.
+    data : the file with the numbers where that is not the one in `paths` (`.mhd`, `.nhdr`, `.hdr`).
     """
 
     paths: tuple[Path, ...]
@@ -51,6 +52,12 @@ class Found:
     grid: Grid | None = None
     is_label: bool = False
     problem: CTFoundryError | None = None
+    data: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files whose bytes make it what it is."""
+        return self.paths if self.data is None else (*self.paths, self.data)
 
     @property
     def path(self) -> Path:
@@ -100,8 +107,8 @@ class Discovery:
         return tuple(f for f in self.found if not f.is_label and f.problem is None)
 
 
-def discover(root: str | os.PathLike[str]) -> Discovery:
-    """All volumes below `root`, in the order of their paths; pixels are not read.
+def discover(root: str | os.PathLike[str], *, deep: bool = True) -> Discovery:
+    """All volumes in the folder `root` (and, if `deep`, below), in the order of their paths; pixels are not read.
 
     Links to folders are not followed. DICOM slices are grouped over the whole tree by series, size, in-plane spacing and
     orientation. A file that looks like a scan but has a broken header is listed with its problem.
@@ -115,7 +122,7 @@ def discover(root: str | os.PathLike[str]) -> Discovery:
     skips: list[Skip] = []
     headers: list[Header] = []
     data_files: set[Path] = set()
-    for path, fmt, start, reason in _files(folder, deep=True):
+    for path, fmt, start, reason in _files(folder, deep=deep):
         if fmt is None:
             skips.append(Skip(path, reason))
         elif fmt == "dicom":
@@ -211,8 +218,9 @@ def _from_file(path: Path, fmt: Format) -> tuple[Found, Path]:
     except OSError as error:
         problem = ReadError(f"cannot be read ({error.strerror or error})", where=path)
         return Found((path,), fmt, problem=problem), path
-    grid = Grid(declared.shape, declared.affine)
-    return Found((path,), fmt, grid=grid, is_label=_looks_like_label(declared)), declared.data.resolve()
+    grid, numbers = Grid(declared.shape, declared.affine), declared.data.resolve()
+    apart = None if numbers == path.resolve() else numbers
+    return Found((path,), fmt, grid=grid, is_label=_looks_like_label(declared), data=apart), numbers
 
 
 def _looks_like_label(declared: raw.Declared) -> bool:

@@ -87,8 +87,8 @@ def beside(path: Path, name: str) -> Path:
     target = folder / name
     if "\0" in name or target.resolve().parent != folder or not target.is_file():
         raise ReadError(
-            f"its voxels are said to be in {name!r}, which is no file of its own folder",
+            "its voxels are said to be in what is no file of its own folder",  # reports show this part, so no name
             where=path,
-            do="put header and data into one folder",
+            do=f"put {name!r} into the header's folder",
         )
     return target

@@ -73,11 +73,15 @@ def gather(root: Path, table: Path | None = None, *, say: Callable[[str], None] 
         raise UsageError("no such folder", where=root)
     roster = patients.Roster.of(root, table)
     found = io.discover(root)
+    if table is not None and found.found and not any(roster.given(item.path) for item in found.found):
+        raise UsageError(
+            "names none of the scans, so it would part no patients", where=table, do="path is relative to --data"
+        )
     result = Gathered(left_out=Counter(found.skipped))
     grids: dict[str, tuple[Path, Grid]] = {}
     raw: dict[str, str] = {}
     coarse: dict[str, patients.Coarse] = {}
-    labels: list[tuple[Path, Volume]] = []
+    labels: list[tuple[Path, Grid, dict[str, landmarks.Point]]] = []  # not the maps: a scan may have a hundred of them
     drafts: dict[str, Scan] = {}
     for item in found.found:
         try:
@@ -86,13 +90,13 @@ def gather(root: Path, table: Path | None = None, *, say: Callable[[str], None] 
             result.left_out[f"not readable: {error.what}"] += 1
             continue
         if volume.kind == "label":
-            labels.append((item.paths[0].parent, volume))
+            labels.append((item.paths[0].parent, volume.grid, landmarks.centroids(volume)))
             continue
         reason = _unfit(volume)
         if reason:
             result.left_out[reason] += 1
             continue
-        digest = identity.content_digest(item.paths)
+        digest = identity.content_digest(item.files)
         name = identity.name("scan", digest)
         if name in drafts:
             result.left_out["a byte-for-byte copy of another scan"] += 1

@@ -36,12 +36,12 @@ def centroids(labels: Volume) -> dict[str, Point]:
 
 
 def attach(
-    scans: Mapping[str, tuple[Path, Grid]], labels: Iterable[tuple[Path, Volume]]
+    scans: Mapping[str, tuple[Path, Grid]], labels: Iterable[tuple[Path, Grid, Mapping[str, Point]]]
 ) -> dict[str, dict[str, Point]]:
-    """Landmarks of each scan from label maps of the same folder and on its very grid."""
+    """Landmarks of each scan from the `centroids` of label maps of the same folder and on its very grid."""
     known: dict[str, dict[str, Point]] = {name: {} for name in scans}
-    for folder, volume in labels:
+    for folder, own, found in labels:
         for name, (home, grid) in scans.items():
-            if folder == home and grid.same(volume.grid, tolerance=0.5):
-                known[name] |= centroids(volume)
+            if folder == home and grid.same(own, tolerance=0.5):
+                known[name] |= found
     return known

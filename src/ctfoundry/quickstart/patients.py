@@ -57,18 +57,22 @@ class Roster:
             raise UsageError(
                 "needs the columns path and patient", where=table, do="path is a file or folder relative to --data"
             )
-        return cls(root, tuple((row["path"].rstrip("/"), row["patient"]) for row in rows))
+        for number, row in enumerate(rows, 2):
+            if not row["path"] or not row["patient"]:
+                raise UsageError(f"line {number} lacks a path or a patient", where=table)
+        return cls(root, tuple((Path(row["path"]).as_posix(), row["patient"]) for row in rows))
+
+    def given(self, file: Path) -> str | None:
+        """The patient that the CSV names for `file`: that of the longest path which leads to it."""
+        relative = file.relative_to(self.root).as_posix()
+        named = [row for row in self.rows if relative == row[0] or relative.startswith(row[0] + "/")]
+        return max(named, key=lambda row: len(row[0]))[1] if named else None
 
     def patient(self, file: Path, dicom_id: str | None) -> str:
         """A raw name of the patient that `file` belongs to (to be hashed before it is written anywhere)."""
-        relative = file.relative_to(self.root).as_posix()
-        named = [
-            p
-            for path, p in sorted(self.rows, key=lambda r: -len(r[0]))
-            if relative == path or relative.startswith(path + "/")
-        ]
+        named = self.given(file)
         if named:
-            return f"csv:{named[0]}"
+            return f"csv:{named}"
         beside = file.parent / "patients.csv"
         if beside.is_file():
             names = [row["patient"] for row in read_csv(beside) if row.get("patient")]

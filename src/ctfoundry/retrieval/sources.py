@@ -29,11 +29,23 @@ class Source:
 
 @dataclass
 class Sources:
-    """Scans by the order given; `failed` names what could not be opened; label maps are counted, never taken for scans."""
+    """Scans by the order given; `failed` says by id what could not be opened and why, `failed_paths` where it is; label maps
+    are counted, never taken for scans."""
 
     scans: list[Source] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    failed_paths: dict[str, str] = field(default_factory=dict)
     labels: int = 0
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Where each scan is, those too that could not be opened. Private."""
+        return {source.scan.id: source.path for source in self.scans} | self.failed_paths
+
+    def fail(self, path: str, reason: str) -> None:
+        """Note what could not be opened."""
+        id = identity.name("scan", path)
+        self.failed[id], self.failed_paths[id] = reason, path
 
     def one(self, text: str) -> Scan:
         """The only scan; raises UsageError when there are none or several."""
@@ -72,12 +84,14 @@ def _resolve(text: str, sources: Sources) -> list[Source]:
         return _from_tree(path, sources)
     if path.is_file() or (sign and Path(folder).is_dir()):
         root = path.parent if path.is_file() else Path(folder)
-        found = [i for i in io.discover(root).found if path in i.paths or (sign and i.series == name)]
+        # the folder of a file is not searched below: that may be somebody's whole home
+        listed = io.discover(root, deep=not path.is_file()).found
+        found = [i for i in listed if path in i.paths or (sign and i.series == name)]
         if path.is_file() and (not found or len(found[0].paths) > 1):
             return [_source([path], partial(io.read, path), text)]
         if not found:
             raise UsageError(f"no series {name!r} in the folder", where=folder)
-        return [_source(found[0].paths, found[0].read, text)]
+        return [_source(found[0].files, found[0].read, text)]
     raise UsageError("no such file or folder", where=text)
 
 
@@ -102,17 +116,17 @@ def _from_tree(path: Path, sources: Sources) -> list[Source]:
             sources.labels += 1
             continue
         if item.problem is not None:
-            sources.failed[identity.name("scan", *map(str, item.paths[:1]))] = str(item.problem.what)
+            sources.fail(item.name, item.problem.what)
             continue
         try:
             kind = item.read().kind if item.format != "dicom" else "hu"
         except CTFoundryError as error:
-            sources.failed[identity.name("scan", str(item.path))] = error.what
+            sources.fail(item.name, error.what)
             continue
         if kind == "label":
             sources.labels += 1
         else:
-            found.append(_source(item.paths, item.read, item.name))
+            found.append(_source(item.files, item.read, item.name))
     return found
 
 
