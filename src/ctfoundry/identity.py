@@ -7,6 +7,7 @@ confirm a guess. Paths and names appear in one private file of an output folder 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -50,5 +51,7 @@ def content_digest(paths: Sequence[Path]) -> str:
 
 
 def write_private(folder: Path, paths: Mapping[str, str]) -> None:
-    """Record which identifier stands for which path; only the owner may read it."""
-    files.write_json(folder / PRIVATE, dict(sorted(paths.items())), mode=0o600)
+    """Record which identifier stands for which path, beside what the file says already; only the owner may read it."""
+    path = folder / PRIVATE
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    files.write_json(path, dict(sorted((known | dict(paths)).items())), mode=0o600)

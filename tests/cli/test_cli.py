@@ -134,6 +134,28 @@ def test_embed_retrieve_and_search(data, tmp_path):
     assert distance < 0.1
 
 
+def test_a_target_that_cannot_be_read_leaves_the_others(data, tmp_path):
+    source = data / "case0" / "ct.nii.gz"
+    cut = tmp_path / "Secret Name.nii.gz"
+    cut.write_bytes((data / "case1" / "ct.nii.gz").read_bytes()[:4000])
+    x, y, z = io.read(source).world([12, 30, 32]).tolist()
+    done = run(
+        "search", "--model", data / "model.safetensors", "--query", source, "--point", f"{x},{y},{z}",
+        "--target", source, "--target", cut, "-o", tmp_path / "heat", "--json",
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    found = json.loads(done.stdout)
+    assert (len(found["hits"]), len(found["failed"])) == (1, 1)
+    assert "Secret" not in done.stdout
+    assert "Secret" not in (tmp_path / "heat" / "run.json").read_text()
+
+
+def test_paths_of_earlier_scans_stay_known(data, tmp_path):
+    for case in ("case0", "case1"):
+        result("embed", data / case, "--model", data / "model.safetensors", "-o", tmp_path / "out")
+    assert len(json.loads((tmp_path / "out" / "private.json").read_text())) == 2
+
+
 def test_explain_pca_writes_pictures(data, tmp_path):
     from PIL import Image
 
@@ -163,12 +185,17 @@ def test_doctor_and_zoo():
     [
         (["inspect", "missing-folder"], 1, "missing-folder"),
         (["nonsense"], 2, "nonsense"),
+        (["embed"], 2, "Missing argument"),
+        (["bench", "loss", "--repeats", "x"], 2, "--repeats"),
         (["bench", "lost"], 2, "'loss'"),
         (["embed", "missing.nii", "--model", "ct-fm-tiny", "--weights", "random", "-o", "out"], 2, "no such file"),
         (["embed", "x", "--model", "ct-fm-tiny", "-o", "out"], 1, "no weights come with it"),
         (["search", "--model", "ct-fm-tiny", "--weights", "random", "--query", "a", "--point", "1,2", "--target", "b"], 2, "not a point"),
         (["pretrain", "ct-fm-tinny", "--store", "s", "--run", "r"], 1, "nearest known one is 'ct-fm-tiny'"),
         (["quickstart", "--data", "missing-folder"], 2, "no such folder"),
+        (["quickstart", "--minutes", "0"], 2, "above 0"),
+        (["zoo", "show", "ct-fm-tinny"], 2, "nearest known one is 'ct-fm-tiny'"),
+        (["phantom", "/proc/nothing", "--count", "1"], 1, "/proc/nothing: No such file"),
     ],
 )  # fmt: skip
 def test_errors_are_short_and_say_what_to_do(tmp_path, arguments, code, words):
@@ -189,4 +216,5 @@ def test_a_mask_is_not_embedded(data, tmp_path):
     io.write(Volume((mask.voxels > 0).astype("uint8"), make_affine((4, 2, 2)), "label"), tmp_path / "mask.nii.gz")
     done = run("embed", tmp_path / "mask.nii.gz", "--model", data / "model.safetensors", "-o", tmp_path / "out")
     assert done.returncode == 1
-    assert "not its label map" in done.stderr
+    assert "mask.nii.gz" in done.stderr
+    assert "takes hu, this volume is 'label'" in done.stderr

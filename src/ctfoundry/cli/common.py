@@ -122,10 +122,11 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def finish(failed: Mapping[str, str], done: int) -> None:
-    """Exit with 3 when some items failed and others did not, with 1 when all did; each is named on stderr."""
+def finish(failed: Mapping[str, str], done: int, paths: Mapping[str, str] = {}) -> None:
+    """Exit with 3 when some items failed and others did not, with 1 when all did; each is named on stderr, with its path."""
     for item, reason in failed.items():
-        print(f"failed: {item}: {reason}", file=sys.stderr)
+        place = f" ({paths[item]})" if item in paths else ""
+        print(f"failed: {item}{place}: {reason}", file=sys.stderr)
     if failed:
         raise typer.Exit(PARTLY if done else 1)
 
@@ -151,11 +152,16 @@ def main() -> None:
 
 
 def _click_error(error: Exception) -> int:
-    import click
-
-    if isinstance(error, click.ClickException):
-        error.show()
+    show_usage = getattr(
+        error, "show", None
+    )  # click's exceptions; newer versions of typer bring their own copies of them
+    if show_usage is not None:
+        show_usage()
         return 2
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        _report(error, f"error: {place}{error.strerror}\n  -> mend that and run it again: what was finished stays")
+        return 1
     _report(error, f"error: {type(error).__name__}: {error}\n  -> this is a defect of ctfoundry; --debug shows where")
     return 1
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ctfoundry.cli.common import Device, Seed, app, say, show, verb
+from ctfoundry.cli.common import Device, Seed, app, finish, say, show, verb
 
 explain_app = typer.Typer(
     help="Pictures and maps of what an embedding sees.", no_args_is_help=True, rich_markup_mode=None
@@ -52,4 +52,8 @@ def explain_pca(
         say(name)
     record.results = {"explained": list(fitted.explained)}
     record.write(out, written)
-    show({"pictures": written, "explained": list(fitted.explained)}, lambda: print("\n".join(written)))
+    show(
+        {"pictures": written, "explained": list(fitted.explained), "failed": found.failed},
+        lambda: print("\n".join(written)),
+    )
+    finish(found.failed, len(written), found.paths)

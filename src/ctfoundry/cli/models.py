@@ -27,10 +27,13 @@ def zoo_list() -> None:
 def zoo_show(model: Annotated[str, typer.Argument(help="name of the zoo, run folder or .safetensors")]) -> None:
     """The card of a model."""
     from ctfoundry import zoo
-    from ctfoundry.settings import to_data
+    from ctfoundry.errors import UsageError
+    from ctfoundry.settings import nearest, to_data
     from ctfoundry.zoo.files import read_card
 
     path = Path(model)
+    if model not in zoo.CARDS and not path.exists():
+        raise UsageError(f"{model!r} is neither a model of the zoo nor a file or folder; {nearest(model, zoo.CARDS)}")
     card = zoo.CARDS[model] if model in zoo.CARDS else read_card(path / "model.safetensors" if path.is_dir() else path)
     show(to_data(card))
 

@@ -42,7 +42,7 @@ def embed(
     outcome = embedding.embed(
         [s.scan for s in found.scans], encoder, out, settings, progress=lambda id: say(f"embedded {id}")
     )
-    identity.write_private(out, {s.scan.id: s.path for s in found.scans})
+    identity.write_private(out, found.paths)
     record.inputs = {s.scan.id: s.scan.digest for s in found.scans}
     record.results = {"done": outcome.done, "skipped": outcome.skipped, "failed": outcome.failed}
     record.write(out, ["index.parquet", "card.json"])
@@ -51,7 +51,7 @@ def embed(
         {"done": outcome.done, "skipped": outcome.skipped, "failed": failed},
         lambda: print(f"{len(outcome.done)} embedded, {len(outcome.skipped)} there already, {len(failed)} failed"),
     )
-    finish(failed, len(outcome.done) + len(outcome.skipped))
+    finish(failed, len(outcome.done) + len(outcome.skipped), found.paths)
 
 
 @verb()
@@ -96,6 +96,7 @@ def search(
 ) -> None:
     """The same place in other scans: best point, similarity, and a heat map for each target."""
     from ctfoundry import io, zoo
+    from ctfoundry.errors import CTFoundryError, UsageError
     from ctfoundry.record import Record
     from ctfoundry.retrieval.search import find
     from ctfoundry.retrieval.sources import resolve
@@ -111,17 +112,24 @@ def search(
     targets = resolve(target)
     names = tuple(levels.split(",")) if levels else None
     hits: list[dict[str, Any]] = []
+    failed = dict(targets.failed)
     for found in targets.scans:
-        hit = find(
-            encoder,
-            source,
-            place,
-            found.scan.read(),
-            method=method,
-            window=_triple(window),
-            overlap=overlap,
-            levels=names,
-        )
+        try:
+            hit = find(
+                encoder,
+                source,
+                place,
+                found.scan.read(),
+                method=method,
+                window=_triple(window),
+                overlap=overlap,
+                levels=names,
+            )
+        except UsageError:  # the query's fault, not this target's
+            raise
+        except CTFoundryError as error:
+            failed[found.scan.id] = error.what
+            continue
         hits.append({"target": found.scan.id, "point": list(hit.point), "similarity": hit.similarity})
         if out is not None and hit.heatmap is not None:
             io.write(hit.heatmap, out / f"{found.scan.id}.nii.gz")
@@ -130,13 +138,13 @@ def search(
         record.results = {"hits": hits}
         record.write(out, [f"{h['target']}.nii.gz" for h in hits])
     show(
-        {"hits": hits, "failed": targets.failed},
+        {"hits": hits, "failed": failed},
         lambda: print_table(
             ("target", "x", "y", "z", "similarity"),
             [(h["target"], *(f"{v:.1f}" for v in h["point"]), h["similarity"]) for h in hits],
         ),
     )
-    finish(targets.failed, len(hits))
+    finish(failed, len(hits), targets.paths)
 
 
 def _triple(text: str) -> tuple[int, int, int]:

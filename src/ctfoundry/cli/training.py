@@ -36,7 +36,7 @@ def pretrain(
         changes=change or (),
         device=device,
         quiet=state.quiet,
-        command=["pretrain", recipe, *[f"--set {c}" for c in change or ()]],
+        command=["pretrain", Path(recipe).name, *[f"--set {c}" for c in change or ()]],
     )
     data = {
         "recipe": done.recipe,
