@@ -19,7 +19,8 @@ _TEMPORARY = ".ctfoundry-part-"
 """Prefix of unfinished files; `sweep` removes those that a killed process left behind."""
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Put a folder's list of names on the disk: only then has a rename in it happened for good."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -44,7 +45,7 @@ def whole(path: str | os.PathLike[str], *, mode: int = 0o644) -> Iterator[Path]:
             os.fsync(stream.fileno())
         part.chmod(mode)
         part.replace(target)
-        _flush_folder(target.parent)
+        flush_folder(target.parent)
     finally:
         part.unlink(missing_ok=True)
 

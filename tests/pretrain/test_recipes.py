@@ -106,3 +106,9 @@ def test_json_and_yaml_are_the_same(tmp_path: Path) -> None:
         load_recipe(path)
     with pytest.raises(SettingsError, match="no such file"):
         load_recipe(tmp_path / "absent.yaml")
+
+
+def test_a_preparation_that_crops_cannot_follow_is_refused() -> None:
+    """A z-score is the whole scan's; of a crop it would be another number than `prepare` gives."""
+    with pytest.raises(SettingsError, match="flexict-3d"):
+        with_changes(load_recipe("ct-fm-tiny"), ["preparation=flexict-3d"])

@@ -104,3 +104,9 @@ def test_order_is_a_function_of_the_position() -> None:
     order = Order(KEY, 5)
     forward = [order[p] for p in range(20)]
     assert [order[p] for p in reversed(range(20))] == forward[::-1]
+
+
+def test_a_line_that_a_kill_cut_short_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "quarantine.jsonl"
+    path.write_text('{"id": "a", "position": 3, "reason": "x"}\n{"id": "b", "posi')
+    assert Quarantine(path, 10, 0.5).since == {"a": 3}

@@ -123,6 +123,12 @@ def test_a_run_is_not_continued_with_other_settings_scans_or_budget(tmp_path: Pa
     train(tmp_path, settings=settings(workers=0, log_every=1))
 
 
+@pytest.mark.parametrize("budget", [{"minutes": 0}, {"minutes": -1}, {"steps": 0}, {"steps": -3}])
+def test_a_budget_is_above_nothing(tmp_path: Path, budget: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="above 0"):
+        train(tmp_path, **budget)
+
+
 def test_a_budget_of_minutes_runs_the_whole_schedule_in_that_time(tmp_path: Path) -> None:
     own = settings(schedule=Schedule(1000, warmup=100), log_every=1)
     done = train(tmp_path, settings=own, minutes=0.01)

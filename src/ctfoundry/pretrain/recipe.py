@@ -82,6 +82,11 @@ class Recipe:
             raise ValueError(
                 f"no preparation is called {self.preparation!r}; {nearest(self.preparation, PREPARATIONS)}"
             )
+        intensity = PREPARATIONS[self.preparation].intensity
+        if intensity.norm != "unit" or intensity.windows:
+            raise ValueError(
+                f"views are made of crops scaled to 0..1 by one clip; preparation {self.preparation!r} scales otherwise"
+            )
         if self.crops < 2:
             raise ValueError("an intra-sample objective tells the crops of a scan apart: crops is at least 2")
         if min(self.crop) < 1:

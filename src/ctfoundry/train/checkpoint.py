@@ -42,7 +42,7 @@ def write(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state:
     files.write_json(part / "state.json", {"step": step, "sha256": hashes, **state})
     _remove(final)
     part.replace(final)
-    _flush(folder)
+    files.flush_folder(folder)
     return final
 
 
@@ -106,11 +106,3 @@ def check_same(was: Any, now: Any, where: Path, *, free: Collection[str] = (), p
 def _remove(path: Path) -> None:
     if path.exists():
         shutil.rmtree(path)
-
-
-def _flush(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

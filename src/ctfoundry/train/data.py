@@ -6,6 +6,7 @@ number changes nothing, and a run that continues at position p sees what an unin
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import deque
@@ -69,8 +70,11 @@ class Quarantine:
 
     def __init__(self, path: Path, count: int, share: float) -> None:
         self.path, self.count, self.allowed = path, count, max(1, int(share * count))
-        lines = path.read_text().splitlines() if path.is_file() else []
-        self.since = {row["id"]: int(row["position"]) for row in map(json.loads, lines)}
+        self.since: dict[str, int] = {}
+        for line in path.read_text().splitlines() if path.is_file() else []:
+            with contextlib.suppress(ValueError):  # a line that a kill cut short: that scan will fail again
+                row = json.loads(line)
+                self.since[row["id"]] = int(row["position"])
 
     def holds(self, id: str, position: int) -> bool:
         """Whether a scan is left out at a position."""

@@ -6,6 +6,7 @@ The loop continues a run that it finds; on the CPU, k steps, a kill and N - k st
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -155,9 +156,12 @@ def fit(
     steps : stop when this many steps are done in all. The schedule stays as it is, so a later call goes on as if there had
         been no stop.
 
-    Raises SettingsError or UsageError when the run found was made with other settings, on other scans, or by steps and not by
-    minutes (or the other way round).
+    Raises UsageError for a budget that is not above 0; SettingsError or UsageError when the run found was made with other
+    settings, on other scans, or by steps and not by minutes (or the other way round).
     """
+    for name, budget in (("minutes", minutes), ("steps", steps)):
+        if budget is not None and not 0 < budget < math.inf:
+            raise UsageError(f"{name} is a number above 0, not {budget}")
     began = time.monotonic()
     place = torch.device(device)
     folder = run / "checkpoints"
