@@ -134,3 +134,11 @@ def test_where_is_a_cell(name):
             cell = tuple(272 // level.stride[axis] if a == axis else 0 for a in range(3))
             found = cell_centre(maps, level, cell, shape)
             assert found[axis] == pytest.approx(level.stride[axis] * cell[axis] + level.offset[axis], abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "mps", "meta", "nonsense"])
+def test_devices_that_are_not_there_are_named(name):
+    from ctfoundry.zoo.models import device_of
+
+    with pytest.raises(UsageError, match="device"):
+        device_of(name)

@@ -58,7 +58,7 @@ def draw_places(
 def hits(first: Float[Tensor, "n c"], second: Float[Tensor, "n c"]) -> list[float]:
     """1 or 0 for each view: is its own place the most similar on the other side?"""
     similarity = torch.nn.functional.normalize(first, dim=1) @ torch.nn.functional.normalize(second, dim=1).T
-    own = torch.arange(len(similarity))
+    own = torch.arange(len(similarity), device=similarity.device)
     return [*(similarity.argmax(1) == own).float().tolist(), *(similarity.argmax(0) == own).float().tolist()]
 
 

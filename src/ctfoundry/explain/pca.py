@@ -15,6 +15,7 @@ import torch
 
 from ctfoundry.body import BODY_HU
 from ctfoundry.encoder import FeatureMap
+from ctfoundry.errors import ContractError
 from ctfoundry.volume import Volume
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def fit(maps: Sequence[FeatureMap], masks: Sequence[Bool[Tensor, "d h w"]]) -> P
     """The joint PCA of the masked cells of several scans; each scan has the same weight, whatever its size."""
     rows = [m.data[:, mask].T.double() for m, mask in zip(maps, masks, strict=True) if bool(mask.any())]
     if not rows:
-        raise ValueError("no cell lies in the body")
+        raise ContractError("no cell of the scans lies in a body", do="give scans that hold one, in HU")
     mean = torch.stack([r.mean(0) for r in rows]).mean(0)
     covariance = torch.stack([(r - mean).T @ (r - mean) / len(r) for r in rows]).mean(0)
     values, vectors = torch.linalg.eigh(covariance)
@@ -51,9 +52,9 @@ def fit(maps: Sequence[FeatureMap], masks: Sequence[Bool[Tensor, "d h w"]]) -> P
     largest = components.gather(1, components.abs().argmax(1, keepdim=True))
     components = components * torch.where(largest < 0, -1.0, 1.0)
     scores = torch.cat([(r - mean) @ components.T for r in rows])
-    span = torch.stack(
-        [torch.quantile(scores[: 10**6, i], torch.tensor([0.02, 0.98], dtype=torch.float64)) for i in range(3)]
-    )
+    ends = torch.tensor([0.02, 0.98], dtype=scores.dtype, device=scores.device)
+    spread = scores[:: 1 + len(scores) // 10**6]  # of every scan; torch refuses to sort many millions
+    span = torch.stack([torch.quantile(spread[:, i], ends) for i in range(3)])
     share = values.clamp_min(0).flip(0)[:3] / values.clamp_min(0).sum()
     a, b, c = (float(v) for v in share)
     return Pca(mean.float(), components.float(), span.float(), (a, b, c))
@@ -76,7 +77,8 @@ def lab_to_srgb(lab: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
     """
     y = (lab[:, 0] + 16) / 116
     f = torch.stack([y + lab[:, 1] / 500, y, y - lab[:, 2] / 200], dim=1)
-    xyz = torch.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * torch.tensor([0.95047, 1.0, 1.08883])
-    matrix = torch.tensor([[3.2406, -1.5372, -0.4986], [-0.9689, 1.8758, 0.0415], [0.0557, -0.2040, 1.0570]])
+    white = f.new_tensor([0.95047, 1.0, 1.08883])
+    xyz = torch.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * white
+    matrix = f.new_tensor([[3.2406, -1.5372, -0.4986], [-0.9689, 1.8758, 0.0415], [0.0557, -0.2040, 1.0570]])
     linear = (xyz @ matrix.T).clamp(0, 1)
     return torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055).clamp(0, 1)

@@ -68,8 +68,11 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"{name!r} is no device", do="use auto, cpu or cuda[:i]") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {name!r} was asked for, but torch finds no CUDA device", do="use --device cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"{name!r} is no device that is used here", do="use auto, cpu or cuda[:i]")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UsageError(f"device {name!r} was asked for, but torch finds {count} CUDA devices", do="use auto or cpu")
     return device
 
 
