@@ -197,7 +197,10 @@ class Encoder:
 
     def level(self, name: str) -> Level:
         """A level by its name; raises ContractError when there is none."""
-        return _named({level.name: level for level in self.levels}, name, "level")
+        table = {level.name: level for level in self.levels}
+        if name not in table:
+            raise ContractError(f"there is no level {name!r}; {nearest(name, table)}")
+        return table[name]
 
     def raw(self, x: Float[Tensor, "b c d h w"], levels: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Maps and token vectors of a batch, differentiable, without preparation or extent: for decoders and probes."""

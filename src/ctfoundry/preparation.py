@@ -21,14 +21,13 @@ import torch
 from ctfoundry import geometry, resampling
 from ctfoundry.errors import ContractError, SettingsError
 from ctfoundry.geometry import Box, Grid, Vec3
+from ctfoundry.resampling import Rule
 from ctfoundry.settings import nearest
 from ctfoundry.volume import AIR, Kind, Volume
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
-
-Rule = Literal["monai", "sitk", "antialias"]
 
 PREPARED_CAP_BYTES = 12 * 2**30
 """Largest float32 tensor that `prepare` makes; larger scans are refused before anything is allocated."""

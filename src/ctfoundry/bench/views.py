@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ctfoundry.bench.baselines.views import monai_views
+from ctfoundry.errors import UsageError
 from ctfoundry.geometry import Vec3
 from ctfoundry.keys import Key
 from ctfoundry.pretrain.views import ViewSettings, draw_view, make_views
@@ -25,7 +26,10 @@ def run(*, repeats: int = 5, threads: int = 1) -> list[dict[str, Any]]:
     What is random is drawn beforehand on both sides, and both write to memory that stands. Ours counts building its matrices;
     MONAI's objects are made beforehand.
     """
-    from monai.data import get_track_meta, set_track_meta
+    try:
+        from monai.data import get_track_meta, set_track_meta
+    except ImportError as error:
+        raise UsageError("this benchmark needs MONAI", do="pip install 'ctfoundry[dev]'") from error
 
     before, tracked = torch.get_num_threads(), get_track_meta()
     torch.set_num_threads(threads)

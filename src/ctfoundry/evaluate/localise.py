@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ctfoundry import geometry, stats
+from ctfoundry import geometry, metrics, stats
 from ctfoundry.body import body_box
 from ctfoundry.encoder import Encoder, FeatureMap
 from ctfoundry.infer.passes import cells
@@ -107,7 +107,7 @@ def localise(cases: Sequence[Case], methods: Mapping[str, Describe]) -> list[Err
             found += [
                 Error(method, name, query.id, target.id, stats.Pair(query.patient, target.patient, float(error)))
                 for method, places in points.items()
-                for name, error in zip(names, np.linalg.norm(places - truth, axis=1), strict=True)
+                for name, error in zip(names, metrics.localisation_error(places, truth), strict=True)
             ]
     return found
 

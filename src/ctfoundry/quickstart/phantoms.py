@@ -32,10 +32,11 @@ def make_one(folder: Path, seed: int, number: int) -> str:
 
 
 def make_many(folder: Path, count: int, seed: int, *, say: Callable[[str], None] = lambda _: None) -> list[str]:
-    """Write `count` phantoms with one process a core."""
+    """Write `count` phantoms with one process for each core that this process may use."""
     folder.mkdir(parents=True, exist_ok=True)
     names = []
-    with ProcessPoolExecutor(os.cpu_count() or 1, mp_context=get_context("spawn")) as pool:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ProcessPoolExecutor(min(count, cores), mp_context=get_context("spawn")) as pool:
         for name in pool.map(make_one, [folder] * count, [seed] * count, range(count)):
             names.append(name)
             say(f"phantom {len(names)} of {count}")

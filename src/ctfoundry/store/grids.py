@@ -12,7 +12,8 @@ import numpy as np
 
 from ctfoundry import geometry
 from ctfoundry.errors import ContractError, SettingsError
-from ctfoundry.preparation import Resampling, Rule
+from ctfoundry.preparation import Resampling
+from ctfoundry.resampling import Rule
 from ctfoundry.settings import nearest
 from ctfoundry.volume import AIR, Volume
 
