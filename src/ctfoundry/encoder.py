@@ -1,7 +1,7 @@
 """`Encoder`: a network with its preparation, its extent and its card. A volume in, `Features` out.
 
-Everything downstream is written against this file. A `FeatureMap` knows where each cell lies in the patient; pooled vectors
-count measured cells only, never padding.
+Everything downstream is written against this file. A `FeatureMap` knows where each cell lies in the patient; vectors
+pooled over a scan count measured cells only; a window embedded alone is pooled as it is, padding included.
 """
 
 from __future__ import annotations

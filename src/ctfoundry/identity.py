@@ -1,7 +1,7 @@
 """Scans and patients without their names.
 
 An identifier is a hash of content or UID, salted with a secret that stays on the machine (mode 0600), so that nobody can
-confirm a guess. Paths and names appear in one private file of an output folder and on stderr, nowhere else.
+confirm a guess. (The checksums inside a store are not salted: they hold its bytes together wherever it travels.) Paths and names appear in one private file of an output folder and on stderr, nowhere else.
 """
 
 from __future__ import annotations
@@ -42,6 +42,16 @@ def name(kind: str, *parts: str) -> str:
     """
     text = "\0".join(parts).encode()
     return f"{kind}-{blake2b(text, digest_size=6, key=salt()[:64]).hexdigest()}"
+
+
+def salt_name() -> str:
+    """A public name of the machine's salt, so that patients hashed with different salts are not put together by accident."""
+    return f"salt-{blake2b(b'name', digest_size=4, key=salt()[:64]).hexdigest()}"
+
+
+def sealed(digest: str) -> str:
+    """A digest of content that tells the same from the same, but not to somebody who has the file and lacks the salt."""
+    return blake2b(digest.encode(), digest_size=32, key=salt()[:64]).hexdigest()
 
 
 def content_digest(paths: Sequence[Path]) -> str:

@@ -35,7 +35,7 @@ def prepare_store(
 
     record = Record(["prepare", "--grid", grid, *["SRC"] * len(sources)])
     outcome, paths = Outcome(), dict[str, str]()
-    with create(store_path, grid) as store:
+    with create(store_path, grid, salt_id=identity.salt_name()) as store:
         for item in (item for source in sources for item in _found(source)):
             digest = identity.content_digest(item.files)
             id = identity.name("scan", digest)
@@ -43,7 +43,7 @@ def prepare_store(
                 say(f"{item.path}: a byte-for-byte copy of another scan, left out")
                 continue
             paths[id] = item.name
-            record.inputs[id] = digest
+            record.inputs[id] = identity.sealed(digest)
             if id in store:
                 outcome.skipped.append(id)
                 continue

@@ -52,6 +52,11 @@ class Gathered:
     labels: int = 0
     paths: dict[str, str] = field(default_factory=dict)
 
+    def leave_out(self, path: Path, reason: str) -> None:
+        """Count a file that is not used; its path goes into the private list alone."""
+        self.left_out[reason] += 1
+        self.paths[identity.name("left-out", str(path))] = f"{path} ({reason})"
+
     @property
     def patients(self) -> list[str]:
         """Public names of the patients."""
@@ -77,7 +82,9 @@ def gather(root: Path, table: Path | None = None, *, say: Callable[[str], None] 
         raise UsageError(
             "names none of the scans, so it would part no patients", where=table, do="path is relative to --data"
         )
-    result = Gathered(left_out=Counter(found.skipped))
+    result = Gathered()
+    for skip in found.skips:
+        result.leave_out(skip.path, skip.reason)
     grids: dict[str, tuple[Path, Grid]] = {}
     raw: dict[str, str] = {}
     coarse: dict[str, patients.Coarse] = {}
@@ -87,19 +94,19 @@ def gather(root: Path, table: Path | None = None, *, say: Callable[[str], None] 
         try:
             volume = item.read()
         except CTFoundryError as error:
-            result.left_out[f"not readable: {error.what}"] += 1
+            result.leave_out(item.path, f"not readable: {error.what}")
             continue
         if volume.kind == "label":
             labels.append((item.paths[0].parent, volume.grid, landmarks.centroids(volume)))
             continue
         reason = _unfit(volume)
         if reason:
-            result.left_out[reason] += 1
+            result.leave_out(item.path, reason)
             continue
         digest = identity.content_digest(item.files)
         name = identity.name("scan", digest)
         if name in drafts:
-            result.left_out["a byte-for-byte copy of another scan"] += 1
+            result.leave_out(item.path, "a byte-for-byte copy of another scan")
             continue
         grids[name] = (item.paths[0].parent, volume.grid)
         raw[name] = identity.name("patient", roster.patient(item.paths[0], item.patient))

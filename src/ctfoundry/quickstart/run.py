@@ -139,7 +139,7 @@ def quickstart(
         write_report(results, out / "report.html")
         write_overview(results, out / "overview.png")
     record.device = results.device
-    record.inputs = {scan.id: scan.digest for scan in gathered.scans}
+    record.inputs = {scan.id: identity.sealed(scan.digest) for scan in gathered.scans}
     record.results = summary(results)
     return record.write(out, ["report.html"])
 
@@ -229,7 +229,7 @@ def _pretrain(store: Store, run: Path, results: Results, quiet: bool) -> None:
 def _retrieve(results: Results, encoders: Mapping[str, Encoder], out: Path, say: Callable[[str], None]) -> None:
     """Nearest other patients of every held-out scan, and how much anatomy they share where labels tell."""
     scans = {scan.id: scan for scan in results.gathered.scans}
-    listed = [embedding.Scan(s.id, s.digest, s.read) for s in scans.values()]
+    listed = [embedding.Scan(s.id, identity.sealed(s.digest), s.read) for s in scans.values()]
     shared: dict[str, dict[str, list[float]]] = {}
     known = results.gathered.shared_landmarks
     for method, encoder in encoders.items():

@@ -97,7 +97,7 @@ def _resolve(text: str, sources: Sources) -> list[Source]:
 
 def _source(paths: Sequence[Path], read: object, path: str) -> Source:
     digest = identity.content_digest(paths)
-    return Source(Scan(identity.name("scan", digest), digest, read), path)  # type: ignore[arg-type]
+    return Source(Scan(identity.name("scan", digest), identity.sealed(digest), read), path)  # type: ignore[arg-type]
 
 
 def _from_store(path: Path, names: Sequence[str] | None) -> list[Source]:
