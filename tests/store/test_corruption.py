@@ -154,7 +154,7 @@ def test_histogram_bomb(place):
         lambda text: "[]",
         lambda text: "null",
         lambda text: text.replace('"patient"', '"PatientName"'),
-        lambda text: text.replace('"pb"', '"/home/x"'),
+        lambda text: text.replace('"pb"', '"/srv/x"'),
         lambda text: text.replace('"shape": [\n  40', '"shape": [\n  -40'),
         lambda text: text.replace("700.25", "NaN"),
         lambda text: text.replace('"id": "b"', '"id": "a"'),

@@ -32,11 +32,11 @@ def write_overview(results: Results, path: Path) -> None:
     from PIL import Image
 
     rows = [
-        [query_picture(e.query_volume, e.point, height=220), hit_picture(e.target_volume, e.hit, e.truth, height=220)]
+        [query_picture(e.query_volume, e.point, height=360), hit_picture(e.target_volume, e.hit, e.truth, height=360)]
         for e in results.examples[:2]
     ]
     if results.colours:
-        rows.append([colour_picture(volume, colours, height=220) for _, volume, colours in results.colours[:2]])
+        rows.append([colour_picture(volume, colours, height=360) for _, volume, colours in results.colours[:2]])
     if rows:
         with files.whole(path) as part:
             Image.fromarray(sheet(rows)).save(part, "PNG", optimize=True)

@@ -50,16 +50,19 @@ def hit_picture(target: Volume, hit: Hit, truth: tuple[float, float, float] | No
     )
 
 
-def sheet(rows: Sequence[Sequence[Picture]], *, gap: int = 8) -> Picture:
-    """Pictures in rows, each row of one height; shorter rows are filled with black."""
+def sheet(rows: Sequence[Sequence[Picture]], *, width: int = 1240, gap: int = 8) -> Picture:
+    """Pictures in rows; the pictures of a row have one height, and all rows are scaled to `width` pixels."""
     from PIL import Image
+
+    def scaled(picture: Picture, columns: int, height: int) -> Picture:
+        return np.asarray(Image.fromarray(picture).resize((columns, height), Image.Resampling.LANCZOS))
 
     lines = []
     for row in rows:
-        height = min(picture.shape[0] for picture in row)
-        scaled = [np.asarray(Image.fromarray(p).resize((round(p.shape[1] * height / p.shape[0]), height))) for p in row]
-        spaced = [part for p in scaled for part in (p, np.zeros((height, gap, 3), np.uint8))][:-1]
-        lines.append(np.concatenate(spaced, axis=1))
-    width = max(line.shape[1] for line in lines)
-    padded = [np.pad(line, ((0, gap), (0, width - line.shape[1]), (0, 0))) for line in lines]
-    return np.concatenate(padded, axis=0)[:-gap]
+        aspects = [picture.shape[1] / picture.shape[0] for picture in row]
+        height = int((width - gap * (len(row) - 1)) / sum(aspects))
+        parts = [scaled(p, int(a * height), height) for p, a in zip(row, aspects, strict=True)]
+        spaced = [part for p in parts for part in (p, np.zeros((height, gap, 3), np.uint8))][:-1]
+        line = np.concatenate(spaced, axis=1)
+        lines.append(np.pad(line, ((0, gap), (0, width - line.shape[1]), (0, 0))))
+    return np.concatenate(lines, axis=0)[:-gap]
