@@ -111,6 +111,11 @@ class FeatureMap:
         """Cell indices, not rounded, of world millimetres (..., 3)."""
         return geometry.to_index(self.affine, points)
 
+    def holds(self, point: Sequence[float] | np.ndarray) -> bool:
+        """Whether a world point lies in one of the cells."""
+        cell = self.cell(point)
+        return bool(((cell >= -0.5) & (cell <= np.array(self.data.shape[1:]) - 0.5)).all())
+
     def sample(self, points: Any) -> Float[Tensor, "n c"]:
         """Features at world points (n, 3), linear between cell centres, the border cell beyond them."""
         cells = np.atleast_2d(self.cell(points))

@@ -78,3 +78,13 @@ def test_body_box_leaves_the_table_out():
     hu[:, 62:64, :] = 200  # a table behind the body, not touching it
     hu[:, 60:62, :] = -1000
     np.testing.assert_allclose(body_box(volume.with_voxels(hu)), box, atol=8)
+
+
+def test_a_landmark_outside_what_the_encoder_sees_is_left_out():
+    """The preparation keeps the box of HU > 0; a place in the air around it can be no query."""
+    first, second, _ = cases()
+    outside = {"corner": tuple(first.volume.world([0, 0, 0])), **first.landmarks}
+    made = Case(first.id, first.patient, first.volume, outside)
+    other = Case(second.id, second.patient, second.volume, {"corner": outside["corner"], **second.landmarks})
+    errors = localise.localise([made, other], {"hu": localise.hu_method(worlds.tiny(), "stage0")})
+    assert {e.landmark for e in errors} == {"centre"}

@@ -40,7 +40,7 @@ def embed(
     found = resolve(scans)
     settings = embedding.Settings((pool,) if pool else (), _triple(windows) if windows else None, overlap, grids)
     outcome = embedding.embed(
-        [s.scan for s in found.scans], encoder, out, settings, progress=lambda id: say(f"embedded {id}")
+        [s.scan for s in found.scans], encoder, out, settings, progress=lambda id: say(f"{id} done")
     )
     identity.write_private(out, found.paths)
     record.inputs = {s.scan.id: s.scan.digest for s in found.scans}
@@ -96,9 +96,9 @@ def search(
 ) -> None:
     """The same place in other scans: best point, similarity, and a heat map for each target."""
     from ctfoundry import io, zoo
-    from ctfoundry.errors import CTFoundryError, UsageError
+    from ctfoundry.errors import CTFoundryError
     from ctfoundry.record import Record
-    from ctfoundry.retrieval.search import find
+    from ctfoundry.retrieval.search import seek
     from ctfoundry.retrieval.sources import resolve
 
     encoder = zoo.load_encoder(model, weights=weights, device=device, seed=seed)
@@ -108,25 +108,16 @@ def search(
         str(encoder.device),
     )
     place = _point(point)
-    source = resolve([query]).one(query).read()
+    source = resolve([query]).one(query)
     targets = resolve(target)
     names = tuple(levels.split(",")) if levels else None
+    sought = seek(encoder, source.read(), place, method=method, window=_triple(window), overlap=overlap, levels=names)
+    record.inputs = {scan.id: scan.digest for scan in (source, *(found.scan for found in targets.scans))}
     hits: list[dict[str, Any]] = []
     failed = dict(targets.failed)
     for found in targets.scans:
         try:
-            hit = find(
-                encoder,
-                source,
-                place,
-                found.scan.read(),
-                method=method,
-                window=_triple(window),
-                overlap=overlap,
-                levels=names,
-            )
-        except UsageError:  # the query's fault, not this target's
-            raise
+            hit = sought.find(found.scan.read())
         except CTFoundryError as error:
             failed[found.scan.id] = error.what
             continue

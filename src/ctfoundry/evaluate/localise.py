@@ -96,6 +96,7 @@ def localise(cases: Sequence[Case], methods: Mapping[str, Describe]) -> list[Err
     for q, query in enumerate(cases):
         for t, target in enumerate(cases):
             names = sorted(query.landmarks.keys() & target.landmarks.keys())
+            names = [n for n in names if all(n in made[q].queries for made in described.values())]
             if query.patient == target.patient or not names:
                 continue
             truth = np.array([target.landmarks[name] for name in names])
@@ -123,7 +124,9 @@ class _Described:
     @classmethod
     def of(cls, feature: FeatureMap, case: Case) -> _Described:
         rows, centres = feature.cells()
-        queries = {name: query_vector(feature, point) for name, point in case.landmarks.items()}
+        # a preparation that crops to the body may cut a place at the border off
+        seen = {name: point for name, point in case.landmarks.items() if feature.holds(point)}
+        queries = {name: query_vector(feature, point) for name, point in seen.items()}
         normal = {name: torch.nn.functional.normalize(vector, dim=0) for name, vector in queries.items()}
         return cls(torch.nn.functional.normalize(rows.float(), dim=1), centres, normal)
 

@@ -62,8 +62,7 @@ def dense_map(encoder: Encoder, volume: Volume, levels: Sequence[str], precision
 
 def query_vector(query: FeatureMap, point: Sequence[float]) -> Float[Tensor, "c"]:
     """The feature of a world point; raises UsageError when it lies outside the scan."""
-    cell = query.cell(point)
-    if ((cell < -0.5) | (cell > np.array(query.data.shape[1:]) - 0.5)).any():
+    if not query.holds(point):
         raise UsageError(
             f"the point {_text(point)} mm lies outside the query scan", do="points are x,y,z in world millimetres, RAS+"
         )
@@ -74,6 +73,56 @@ def match(query: Float[Tensor, "c"], target: FeatureMap) -> Hit:
     """The most similar valid cell of a map, without a heat map."""
     rows, centres = target.cells()
     return _best(_cosine(query, rows), centres)
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """A place of one scan as an encoder sees it, ready to be looked for in many scans (`seek` makes one)."""
+
+    encoder: Encoder
+    vector: Float[Tensor, "c"]
+    levels: tuple[str, ...]
+    window: Vec3 | None
+    overlap: float
+    precision: Precision
+
+    def find(self, target: Volume) -> Hit:
+        """The most similar place in `target`."""
+        if self.window is None:
+            found = dense_map(self.encoder, target, self.levels, self.precision)
+            hit = match(self.vector, found)
+            grid = torch.zeros(found.data.shape[1:])
+            grid[found.valid.cpu()] = torch.from_numpy(hit.scores)
+            return _with_heatmap(hit, grid.numpy(), found.affine, target.grid)
+        windows = self.encoder.windows(target, self.window, self.overlap, precision=self.precision)
+        hit = _best(_cosine(self.vector, windows.vectors), windows.centres)
+        return _with_heatmap(hit, *_window_grid(windows, hit.scores), target.grid)
+
+
+def seek(
+    encoder: Encoder,
+    volume: Volume,
+    point: Sequence[float],
+    *,
+    method: str = "dense",
+    levels: Sequence[str] | None = None,
+    window: Vec3 | None = None,
+    overlap: float = 0.625,
+    precision: Precision = "fp32",
+) -> Query:
+    """The query for `point` (world mm, RAS+) of `volume`; `find` explains the options."""
+    if method == "dense":
+        names = tuple(levels) if levels else tuple(level.name for level in encoder.levels[-2:])
+        vector = query_vector(dense_map(encoder, volume, names, precision), point)
+        return Query(encoder, vector, names, None, overlap, precision)
+    if method != "windows":
+        raise UsageError(f"method is 'dense' or 'windows', not {method!r}")
+    if window is None:
+        raise UsageError(
+            "the windows method needs a window size", do="give window=(d, h, w) in voxels of the preparation"
+        )
+    vector = window_at(encoder, volume, point, window, precision)
+    return Query(encoder, vector, (), window, overlap, precision)
 
 
 def find(
@@ -88,29 +137,15 @@ def find(
     overlap: float = 0.625,
     precision: Precision = "fp32",
 ) -> Hit:
-    """The place in `target` that looks like `point` (world mm, RAS+) of `volume`.
+    """The place in `target` that looks like `point` (world mm, RAS+) of `volume`; for many targets, `seek` once.
 
     levels : for the dense way, finest first (default: the last two of the encoder).
     window, overlap : for the windows way: size in voxels of the preparation, share by which windows overlap.
     """
-    if method == "dense":
-        names = tuple(levels) if levels else tuple(level.name for level in encoder.levels[-2:])
-        query = query_vector(dense_map(encoder, volume, names, precision), point)
-        found = dense_map(encoder, target, names, precision)
-        hit = match(query, found)
-        grid = torch.zeros(found.data.shape[1:])
-        grid[found.valid.cpu()] = torch.from_numpy(hit.scores)
-        return _with_heatmap(hit, grid.numpy(), found.affine, target.grid)
-    if method != "windows":
-        raise UsageError(f"method is 'dense' or 'windows', not {method!r}")
-    if window is None:
-        raise UsageError(
-            "the windows method needs a window size", do="give window=(d, h, w) in voxels of the preparation"
-        )
-    query = window_at(encoder, volume, point, window, precision)
-    found_windows = encoder.windows(target, window, overlap, precision=precision)
-    hit = _best(_cosine(query, found_windows.vectors), found_windows.centres)
-    return _with_heatmap(hit, *_window_grid(found_windows, hit.scores), target.grid)
+    query = seek(
+        encoder, volume, point, method=method, levels=levels, window=window, overlap=overlap, precision=precision
+    )
+    return query.find(target)
 
 
 def window_at(
