@@ -131,3 +131,12 @@ def test_hashes(tmp_path):
     assert files.sha256(tmp_path / "x") == hashlib.sha256(data).hexdigest()
     assert files.digest({"b": 1, "a": [1.5, "x"]}) == hashlib.sha256(b'{"a":[1.5,"x"],"b":1}').hexdigest()
     assert files.digest({"a": 1, "b": 2}) == files.digest({"b": 2, "a": 1}) != files.digest({"a": 1, "b": 3})
+
+
+def test_create_once_keeps_what_the_first_wrote(tmp_path):
+    path = tmp_path / "folder" / "salt"
+    files.create_once(path, b"first", mode=0o600)
+    files.create_once(path, b"second", mode=0o600)
+    assert path.read_bytes() == b"first"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [p.name for p in path.parent.iterdir()] == ["salt"]

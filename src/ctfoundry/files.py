@@ -56,6 +56,23 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o644)
         part.write_bytes(data)
 
 
+def create_once(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o644) -> None:
+    """Write `data` as `path` unless it is there already: of several processes that try at once, one wins for all."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=_TEMPORARY, dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).chmod(mode)
+        with contextlib.suppress(FileExistsError):
+            os.link(name, target)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
 def write_text(path: str | os.PathLike[str], text: str, *, mode: int = 0o644) -> None:
     """Write `text` as the whole file `path`, in UTF-8."""
     write_bytes(path, text.encode(), mode=mode)

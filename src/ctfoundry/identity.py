@@ -28,7 +28,7 @@ def salt() -> bytes:
     home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     path = home / "ctfoundry" / "salt"
     if not path.is_file():
-        files.write_text(path, secrets.token_hex(16), mode=0o600)
+        files.create_once(path, secrets.token_hex(16).encode(), mode=0o600)
     return path.read_bytes()
 
 

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+LEVELS = 3
+"""How many of the encoder's last levels the dense way takes unless told; the first of them sets the grid of answers."""
+
+
 @dataclass(frozen=True, eq=False)
 class Hit:
     """The best place in the target.
@@ -112,7 +116,7 @@ def seek(
 ) -> Query:
     """The query for `point` (world mm, RAS+) of `volume`; `find` explains the options."""
     if method == "dense":
-        names = tuple(levels) if levels else tuple(level.name for level in encoder.levels[-2:])
+        names = tuple(levels) if levels else tuple(level.name for level in encoder.levels[-LEVELS:])
         vector = query_vector(dense_map(encoder, volume, names, precision), point)
         return Query(encoder, vector, names, None, overlap, precision)
     if method != "windows":
@@ -139,7 +143,7 @@ def find(
 ) -> Hit:
     """The place in `target` that looks like `point` (world mm, RAS+) of `volume`; for many targets, `seek` once.
 
-    levels : for the dense way, finest first (default: the last two of the encoder).
+    levels : for the dense way, finest first (default: the last three of the encoder).
     window, overlap : for the windows way: size in voxels of the preparation, share by which windows overlap.
     """
     query = seek(
