@@ -13,7 +13,7 @@ import numpy as np
 
 from ctfoundry import files, geometry
 from ctfoundry.errors import CTFoundryError, GeometryError, NotAScanError, ReadError
-from ctfoundry.io.raw import Declared, beside, check_size
+from ctfoundry.io.raw import Declared, beside, check_size, header_errors
 from ctfoundry.volume import Volume
 
 HEADER_LIMIT = 1 << 16
@@ -63,14 +63,8 @@ def header(path: Path) -> Declared:
         raise NotAScanError(f"is a MetaIO {fields['ObjectType'][:40]}, not an image", where=path)
     if fields.get("BinaryData", "True").lower() not in ("true", "1"):
         raise ReadError("holds its numbers as text", where=path, do="save it again as binary")
-    try:
+    with header_errors(path):
         return check_size(_declared(path, fields, end))
-    except (KeyError, ValueError, IndexError, OverflowError) as error:
-        raise ReadError(
-            f"its header lacks or garbles a field ({error})", where=path, do="export the file again"
-        ) from error
-    except GeometryError as error:
-        raise type(error)(error.what, where=path, do="repair the header") from error
 
 
 def _fields(start: bytes, path: Path) -> tuple[dict[str, str], int]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ctfoundry import files, geometry
 from ctfoundry.errors import CTFoundryError, GeometryError, NotAScanError, ReadError
-from ctfoundry.io.raw import Declared, beside, check_size
+from ctfoundry.io.raw import Declared, beside, check_size, header_errors
 from ctfoundry.io.stream import Packing
 from ctfoundry.volume import Volume
 
@@ -76,14 +76,8 @@ def header(path: Path) -> Declared:
     with open(path, "rb") as file:
         start = file.read(HEADER_LIMIT)
     fields, end = _fields(start, path)
-    try:
+    with header_errors(path):
         return check_size(_declared(path, fields, end))
-    except (KeyError, ValueError, IndexError, OverflowError) as error:
-        raise ReadError(
-            f"its header lacks or garbles a field ({error})", where=path, do="export the file again"
-        ) from error
-    except GeometryError as error:
-        raise type(error)(error.what, where=path, do="repair the header") from error
 
 
 def _fields(start: bytes, path: Path) -> tuple[dict[str, str], int]:

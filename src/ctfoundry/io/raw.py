@@ -6,6 +6,8 @@ These formats are a header and one block of numbers, perhaps packed. Each format
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ctfoundry.errors import ReadError, TruncatedError
+from ctfoundry.errors import GeometryError, ReadError, TruncatedError
 from ctfoundry.geometry import Vec3
 from ctfoundry.io.stream import Packing, Stream, check_cap
 
@@ -57,6 +59,19 @@ class Declared:
     def size(self) -> int:
         """Bytes of the stored numbers."""
         return prod(self.shape) * self.dtype.itemsize
+
+
+@contextmanager
+def header_errors(path: Path) -> Iterator[None]:
+    """What goes wrong while a header's fields are read becomes an error that names the file."""
+    try:
+        yield
+    except (KeyError, ValueError, IndexError, OverflowError) as error:
+        raise ReadError(
+            f"its header lacks or garbles a field ({error})", where=path, do="export the file again"
+        ) from error
+    except GeometryError as error:
+        raise type(error)(error.what, where=path, do="repair the header") from error
 
 
 def check_size(declared: Declared) -> Declared:
