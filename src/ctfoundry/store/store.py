@@ -29,17 +29,14 @@ from ctfoundry.settings import from_data, to_data
 from ctfoundry.store import grids, index
 from ctfoundry.store.errors import (
     ArrayError,
-    ChecksumError,
     ContentError,
     DtypeError,
     GridMismatchError,
-    HistogramError,
     LimitError,
     MissingArrayError,
     NotAStoreError,
     ShapeError,
     SidecarError,
-    StaleIndexError,
     TruncatedArrayError,
     UnknownFormatError,
 )
@@ -382,78 +379,9 @@ class Store:
 
         Every voxel is read once, slab by slab.
         """
-        problems: list[StoreError] = [] if ids is not None else list(self.broken.values())
-        for id in self.entries.ids if ids is None else ids:
-            problems += self._verify_scan(id)
-        if ids is None:
-            known = {f"{id}{end}" for id in (*self.entries.ids, *self.broken) for end in (".json", ".b2nd")}
-            for name in sorted(set(os.listdir(self._scans)) - known):
-                if not name.startswith("."):
-                    problems.append(
-                        SidecarError("the file belongs to no scan", where=f"{self.path.name}#{name}", do="delete it")
-                    )
-        return problems
+        from ctfoundry.store.verify import verify
 
-    def _verify_scan(self, id: str) -> list[StoreError]:
-        name = f"{self.path.name}#{id}"
-        try:
-            sidecar = self.sidecar(id)
-            histogram = sidecar.histogram.unpack()
-        except StoreError as error:
-            return [error]
-        except ValueError as error:
-            return [SidecarError(str(error), where=name, do="remove the scan and add it again")]
-        problems = self._verify_geometry(sidecar, name)
-        try:
-            problems += self._verify_array(sidecar, histogram, name)
-        except StoreError as error:
-            problems.append(error)
-        return problems
-
-    def _verify_geometry(self, sidecar: Sidecar, name: str) -> list[StoreError]:
-        problems: list[StoreError] = []
-        if index.row_of(sidecar) != self.entries.row(sidecar.id):
-            problems.append(
-                StaleIndexError(
-                    "the index row is not that of the sidecar", where=name, do="delete index.npy, open again"
-                )
-            )
-        grid = geometry.Grid(sidecar.shape, geometry.as_affine(sidecar.affine))
-        if grid.orientation != grids.ORIENTATION:
-            problems.append(GridMismatchError(f"the axes are {grid.orientation}, not SPL", where=name))
-        if not np.allclose(grid.spacing, sidecar.spacing, rtol=0, atol=1e-6):
-            problems.append(
-                GridMismatchError(f"spacing {sidecar.spacing} is not the affine's {grid.spacing}", where=name)
-            )
-        if not grids.is_on(self.grid, grid.spacing):
-            problems.append(GridMismatchError(f"spacing {grid.spacing} mm is not on grid {self.grid!r}", where=name))
-        return problems
-
-    def _verify_array(self, sidecar: Sidecar, histogram: Histogram, name: str) -> list[StoreError]:
-        array = self._array(sidecar.id, sidecar.shape, sidecar.array.bytes)
-        again = "remove the scan and add it again"
-        if files.sha256(self._scans / f"{sidecar.id}.b2nd") != sidecar.array.sha256:
-            return [ChecksumError("the array file is not the one that was written", where=name, do=again)]
-        digest = hashlib.sha256()
-        boxes: list[Box | None] = [None, None]
-
-        def slabs() -> Iterator[Int16[np.ndarray, "d h w"]]:
-            for low in range(0, sidecar.shape[0], CHUNK[0]):
-                slab = array[low : low + CHUNK[0]]
-                digest.update(np.ascontiguousarray(slab).data)
-                for k, above in enumerate((0, AIR)):
-                    boxes[k] = _union(boxes[k], geometry.bounding_box(slab > above), low)
-                yield slab
-
-        found = Histogram.of(slabs())
-        problems: list[StoreError] = []
-        if digest.hexdigest() != sidecar.voxels_sha256:
-            problems.append(ChecksumError("the voxels are not those that were written", where=name, do=again))
-        if not found.same(histogram):
-            problems.append(HistogramError("the histogram is not that of the voxels", where=name, do=again))
-        if tuple(boxes) != (sidecar.box_soft, sidecar.box_body):
-            problems.append(HistogramError("a foreground box is not that of the voxels", where=name, do=again))
-        return problems
+        return verify(self, ids)
 
     # ------------------------------------------------------------------ housekeeping
 
@@ -559,14 +487,3 @@ def _compress(voxels: Int16[np.ndarray, "d h w"]) -> bytes:
     )
     array = blosc2.asarray(np.ascontiguousarray(voxels), chunks=chunk, blocks=block, cparams=settings, contiguous=True)
     return bytes(array.to_cframe())
-
-
-def _union(box: Box | None, more: Box | None, low: int) -> Box | None:
-    """The smallest box around both; `more` is counted from slab `low`."""
-    if more is None:
-        return box
-    moved: Box = ((more[0][0] + low, more[0][1] + low), more[1], more[2])
-    if box is None:
-        return moved
-    a, b, c = ((min(p[0], q[0]), max(p[1], q[1])) for p, q in zip(box, moved, strict=True))
-    return a, b, c
