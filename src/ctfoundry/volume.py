@@ -35,6 +35,7 @@ class Volume:
     names : label value to structure name, for label maps.
     valid : False where a voxel is fill or padding rather than measured; None when all are measured.
     source : short public name of where it came from (never a path of the patient's).
+    notes : what a person should know of how it was read, such as "gantry tilt of 12.0 degrees undone by a shear".
     """
 
     voxels: Shaped[np.ndarray, "d h w"]
@@ -43,6 +44,7 @@ class Volume:
     names: Mapping[int, str] | None = None
     valid: Bool[np.ndarray, "d h w"] | None = None
     source: str = field(default="")
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.voxels.ndim != 3 or min(self.voxels.shape) < 1:

@@ -17,7 +17,6 @@ from pydicom.uid import (
 )
 
 from ctfoundry import geometry, io
-from ctfoundry.bench.series import write_series
 from ctfoundry.errors import (
     DuplicateSlicesError,
     GeometryError,
@@ -29,6 +28,7 @@ from ctfoundry.errors import (
     TruncatedError,
 )
 from ctfoundry.io import decoding, dicom_header
+from ctfoundry.io.dicom_write import write_series
 
 AFFINE = geometry.make_affine((2.5, 0.8, 1.3), "SPL", (30.0, 40.0, -100.0))
 SHAPE = (6, 7, 8)

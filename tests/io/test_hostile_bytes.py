@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 
 from ctfoundry import geometry, io
-from ctfoundry.bench.series import write_series
 from ctfoundry.errors import CTFoundryError
+from ctfoundry.io.dicom_write import write_series
 from ctfoundry.volume import Volume
 
 AFFINE = geometry.make_affine((2.5, 0.8, 1.3), "SPL", (30.0, 40.0, -100.0))

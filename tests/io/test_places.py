@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 
 from ctfoundry import geometry, io
-from ctfoundry.bench.series import write_series
+from ctfoundry.io.dicom_write import write_series
 from ctfoundry.volume import Volume
 
 CODES = ["".join(letters) for axes in permutations(("LR", "PA", "IS")) for letters in product(*axes)]

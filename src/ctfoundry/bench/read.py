@@ -17,7 +17,7 @@ import numpy as np
 
 from ctfoundry import geometry, io
 from ctfoundry.bench.baselines import read as baselines
-from ctfoundry.bench.series import write_series
+from ctfoundry.io.dicom_write import write_series
 from ctfoundry.keys import Key
 from ctfoundry.volume import Volume
 

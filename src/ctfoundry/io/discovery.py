@@ -28,6 +28,34 @@ _LABEL_WORDS = ("mask", "label", "labels", "seg", "segmentation", "gtv", "roi", 
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What DICOM headers say of how a series was taken; texts are as typed at the scanner, so keep them out of stores and logs.
+
+    Attributes
+    ----------
+    description, number, acquisition : Series Description, Series Number, Acquisition Number ("" where absent).
+    kernel : Convolution Kernel; `kvp` : peak kilovoltage; `thickness_mm` : Slice Thickness.
+    contrast : Contrast/Bolus Agent given, whatever it says.
+    image_type : values of Image Type.
+    body_part, manufacturer, model : as given.
+    tilt_deg : gantry tilt found from the positions (not the tag), 0 where there is none.
+    """
+
+    description: str = ""
+    number: str = ""
+    acquisition: str = ""
+    kernel: str = ""
+    kvp: float | None = None
+    thickness_mm: float | None = None
+    contrast: str = ""
+    image_type: tuple[str, ...] = ()
+    body_part: str = ""
+    manufacturer: str = ""
+    model: str = ""
+    tilt_deg: float = 0.0
+
+
+@dataclass(frozen=True)
 class Found:
     """One volume that a folder holds, known by its header only.
 
@@ -41,6 +69,9 @@ class Found:
     is_label : best guess from the header and file name; `read` decides by the values.
     problem : the error that `read` would raise, as far as headers show it.
     data : the file with the numbers where that is not the one in `paths` (`.mhd`, `.nhdr`, `.hdr`).
+    facts : what DICOM headers say of how it was taken; None for other formats.
+    part : which part of its series this is ("acquisition 2", "phase 30%", ...) where the series was split; "" otherwise.
+    notes : what reading it will do to it, such as undoing a gantry tilt; the same texts stand in `Volume.notes`.
     """
 
     paths: tuple[Path, ...]
@@ -53,6 +84,9 @@ class Found:
     is_label: bool = False
     problem: CTFoundryError | None = None
     data: Path | None = None
+    facts: Facts | None = None
+    part: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:

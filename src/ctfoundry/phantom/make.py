@@ -31,11 +31,13 @@ class Phantom:
     ----------
     ct : int16 HU.
     labels : uint8, on the same grid, with the names of all structures that phantoms hold (`names.LABELS`).
+    lesions : uint8, on the same grid: i + 1 where ``spec.subject.lesions[i]`` is, 0 elsewhere. Organs keep their label there.
     spec : what it was made from; `make(spec)` gives the same bits again.
     """
 
     ct: Volume
     labels: Volume
+    lesions: Volume
     spec: Spec
 
 
@@ -70,4 +72,6 @@ def make(spec: Spec) -> Phantom:
     )
     ct = Volume(hu.astype(np.int16), affine, "hu", source=f"phantom-{spec.subject.seed}-{scan.seed}")
     truth = Volume(labels, affine, "label", names=LABELS, source=ct.source)
-    return Phantom(ct.reorient(scan.orientation), truth.reorient(scan.orientation), spec)
+    lesions = truth.with_voxels(np.zeros_like(labels))
+    turned = [v.reorient(scan.orientation) for v in (ct, truth, lesions)]
+    return Phantom(turned[0], turned[1], turned[2], spec)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ctfoundry.errors import UsageError
@@ -35,6 +36,51 @@ _VIEW_ODDS: tuple[tuple[View, float], ...] = (
 )
 
 
+LesionKind = Literal[
+    "lung_nodule",
+    "liver_lesion",
+    "renal_cyst",
+    "pleural_effusion",
+    "pneumothorax",
+    "aortic_aneurysm",
+    "fracture",
+    "epidural_haemorrhage",
+    "subdural_haemorrhage",
+    "parenchymal_haemorrhage",
+    "soft_tissue_mass",
+]
+DeviceKind = Literal["stent", "screws"]
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One abnormality of a patient.
+
+    Attributes
+    ----------
+    kind : what it is.
+    seed : of its place within `site` and of its shape; the same seed at another size is the same lesion grown.
+    site : the structure it sits in or at, a key of `names.IDS` ("lung_upper_lobe_right", "rib_left_7", "brain").
+    size_mm : longest diameter, or for collections (effusion, pneumothorax, extra-axial haemorrhage) the greatest thickness.
+    attributes : what a report would say beside place and size, such as {"attenuation": "hypo", "margin": "spiculated"}.
+    """
+
+    kind: LesionKind
+    seed: int
+    site: str
+    size_mm: float
+    attributes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Device:
+    """One implant of a patient: `kind`, `seed` of its place, `site` as for lesions."""
+
+    kind: DeviceKind
+    seed: int
+    site: str
+
+
 @dataclass(frozen=True)
 class Subject:
     """One patient. What is not a field (each organ's place, size, turn, texture) is a function of `seed`.
@@ -51,6 +97,7 @@ class Subject:
     kyphosis : factor on the curves of the spine in the sagittal plane.
     diaphragm_mm : how much higher than in the reference the two domes stand, (right, left), at rest.
     variety : factor on how far organs move, turn and grow independently of each other; 1 is the documented cohort.
+    lesions, devices : what this patient has beside a healthy body.
     """
 
     seed: int
@@ -65,6 +112,8 @@ class Subject:
     kyphosis: float = 1.0
     diaphragm_mm: tuple[float, float] = (0.0, 0.0)
     variety: float = 1.0
+    lesions: tuple[Lesion, ...] = ()
+    devices: tuple[Device, ...] = ()
 
     def __post_init__(self) -> None:
         if min(self.height, self.width, self.depth, self.muscle) <= 0:

@@ -1,4 +1,4 @@
-"""DICOM series made to measure: for the reading benchmark and for the readers' tests."""
+"""DICOM CT series out: for phantoms, benchmarks and tests."""
 
 from __future__ import annotations
 
