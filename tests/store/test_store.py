@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from ctfoundry import geometry, store
 from ctfoundry.errors import ContractError, SettingsError
-from ctfoundry.store import errors
+from ctfoundry.store import errors, index
 from ctfoundry.volume import Volume
 
 SAFE = [a + b + c for p in permutations(("RL", "AP", "SI")) for a, b, c in product(*p)]
@@ -433,3 +433,43 @@ def test_real_scans(tmp_path, shared_ct):
         # Voxel (0, 0, 0) of SPL is the lowest, most anterior, rightmost one.
         corner = image.affine @ [image.shape[0] - 1, image.shape[1] - 1, 0, 1]
         np.testing.assert_allclose(scans.entry(id).affine[:3, 3], corner[:3], atol=1e-4)
+
+
+def test_writers_of_one_id_are_kept_apart(tmp_path, scan):
+    """Threads through objects of their own, as processes would: one content wins, the others are told."""
+    store.create(tmp_path / "s", "native")
+    volumes = [scan(k) for k in range(6)]
+
+    def write(volume):
+        try:
+            store.open_store(tmp_path / "s").add(volume, "same", patient="p")
+        except errors.ContentError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(6) as pool:
+        won = list(pool.map(write, volumes))
+    assert sum(won) == 1
+    opened = store.open_store(tmp_path / "s")
+    assert opened.verify() == []
+    np.testing.assert_array_equal(
+        opened.volume("same").voxels, store.canonical(volumes[won.index(True)], "native").voxels
+    )
+    assert not list((tmp_path / "s" / "scans").glob(".*"))
+
+
+def test_adding_does_not_rebuild_the_table(tmp_path, scan, monkeypatch):
+    """Adding n scans costs n, not n squared: the table is merged when it is asked for."""
+    calls = []
+    whole = index.merged
+    monkeypatch.setattr(index, "merged", lambda table, rows: calls.append(1) or whole(table, rows))
+    with store.create(tmp_path / "s", "native") as opened:
+        calls.clear()
+        for k in range(5):
+            entry = opened.add(scan(k), f"scan-{k}", patient="p")
+            assert entry.id in opened
+            opened.read(entry.id, ((0, 1), (0, 1), (0, 1)))
+            assert opened.sidecar(entry.id).id == entry.id
+        assert calls == []
+        assert opened.entries.ids == [f"scan-{k}" for k in range(5)]
+    assert len(calls) >= 1

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ctfoundry import geometry, resampling, store
+from ctfoundry import geometry, store
 from ctfoundry.bench.baselines import store as baselines
 from ctfoundry.geometry import Box
 from ctfoundry.keys import Key
@@ -58,8 +58,10 @@ def _run(place: Path, repeats: int, shape: tuple[int, int, int]) -> list[dict[st
         return [same.read("scan", box) for box in boxes]
 
     def placed() -> list[np.ndarray]:
-        parts = [store.read_placed(native, other, TARGET, box) for box in boxes]
-        return [resampling.resample(torch.from_numpy(part).float(), ops).numpy() for part, ops in parts]
+        plans = [store.plan_crop(store.placement(other, TARGET), box) for box in boxes]
+        return [
+            store.make_crop(torch.from_numpy(native.read("scan", plan.reads)), plan.operators).numpy() for plan in plans
+        ]
 
     return [
         _row(

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from ctfoundry import resampling
 from ctfoundry.geometry import Box, Vec3
 from ctfoundry.keys import Key
 from ctfoundry.models.heads import ProjectionHead
@@ -26,8 +25,7 @@ from ctfoundry.pretrain.losses import effective_rank, intra_sample_nt_xent, simi
 from ctfoundry.pretrain.recipe import Recipe
 from ctfoundry.pretrain.views import ViewDraw, draw_view, make_views
 from ctfoundry.resampling import Taps
-from ctfoundry.store import Entry, placement
-from ctfoundry.volume import AIR
+from ctfoundry.store import Entry, make_crop, placement, plan_crop
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -74,9 +72,8 @@ class IntraSampleSimCLR:
         # uniform over all positions at which the crop lies within the prepared scan; a shorter scan is centred and padded
         room = np.array(where.shape) - crop
         starts = np.where(room < 0, -(-room // 2), np.floor(key("crops").uniform(shape=(count, 3)) * (room + 1)))
-        crops = [(int(d), int(h), int(w)) for d, h, w in starts]
-        inside = [_inside(start, crop, where.shape) for start in crops]
-        boxes = tuple(where.reads(box) for box in inside)
+        corners = [(int(d), int(h), int(w)) for d, h, w in starts]
+        crops = [plan_crop(where, _box(corner, crop)) for corner in corners]
         views = tuple(
             (
                 draw_view(key("crop", m, "view", 0), self.recipe.views, crop),
@@ -84,8 +81,7 @@ class IntraSampleSimCLR:
             )
             for m in range(count)
         )
-        operators = tuple(where.operators(box, source) for box, source in zip(inside, boxes, strict=True))
-        return ScanDraws(tuple(crops), boxes, operators, views)
+        return ScanDraws(tuple(corners), tuple(c.reads for c in crops), tuple(c.operators for c in crops), views)
 
     def batch(
         self, reads: Sequence[Sequence[np.ndarray]], draws: Sequence[ScanDraws], device: torch.device
@@ -93,9 +89,9 @@ class IntraSampleSimCLR:
         """Both views of all crops, ordered by crop, view, scan."""
         hu = torch.stack(
             [
-                self._crop(torch.from_numpy(read).to(device), start, operators)
+                make_crop(torch.from_numpy(read).to(device), operators)
                 for scan, scan_draws in zip(reads, draws, strict=True)
-                for read, start, operators in zip(scan, scan_draws.starts, scan_draws.operators, strict=True)
+                for read, operators in zip(scan, scan_draws.operators, strict=True)
             ]
         )  # (b m) d h w
         crops = scale(hu, self.preparation.intensity)
@@ -103,16 +99,6 @@ class IntraSampleSimCLR:
         index = torch.arange(b * m, device=device).view(b, m).T.repeat_interleave(2, 0).flatten()  # m v b
         views = [draws[i].views[j][v] for j in range(m) for v in (0, 1) for i in range(b)]
         return make_views(crops[index], views)[:, None]
-
-    def _crop(self, read: Tensor, start: Vec3, operators: tuple[Taps, Taps, Taps]) -> Float[Tensor, "d h w"]:
-        """One crop in HU on the prepared grid, padded with air where the scan ends."""
-        part = resampling.resample(read, operators)
-        if tuple(part.shape) == self.recipe.crop:
-            return part.float()
-        d, h, w = (slice(max(-s, 0), max(-s, 0) + n) for s, n in zip(start, part.shape, strict=True))
-        out = part.new_full(self.recipe.crop, AIR, dtype=torch.float32)
-        out[d, h, w] = part
-        return out
 
     def losses(self, batch: Float[Tensor, "mvb 1 d h w"], step: int) -> dict[str, Tensor]:
         """``loss``, and how well views of one crop find each other: ``positive``, ``negative``, ``matching``."""
@@ -152,7 +138,6 @@ class IntraSampleSimCLR:
         """Nothing is remembered beside the modules."""
 
 
-def _inside(start: Vec3, crop: Vec3, shape: Vec3) -> Box:
-    """The part of a crop that lies within the prepared scan."""
-    d, h, w = ((max(s, 0), min(s + c, n)) for s, c, n in zip(start, crop, shape, strict=True))
+def _box(start: Vec3, crop: Vec3) -> Box:
+    d, h, w = ((s, s + c) for s, c in zip(start, crop, strict=True))
     return d, h, w

@@ -13,12 +13,13 @@
 
 from ctfoundry.store.grids import canonical
 from ctfoundry.store.index import Entries
-from ctfoundry.store.placed import placement, read_placed
+from ctfoundry.store.placed import CropPlan, make_crop, placement, plan_crop
 from ctfoundry.store.sidecar import PROVENANCE, Entry, Histogram, Sidecar
 from ctfoundry.store.store import Meta, Store, create, open_store
 
 __all__ = [
     "PROVENANCE",
+    "CropPlan",
     "Entries",
     "Entry",
     "Histogram",
@@ -27,7 +28,8 @@ __all__ = [
     "Store",
     "canonical",
     "create",
+    "make_crop",
     "open_store",
     "placement",
-    "read_placed",
+    "plan_crop",
 ]

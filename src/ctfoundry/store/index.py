@@ -54,10 +54,10 @@ def row_of(sidecar: Sidecar) -> np.ndarray:
     )
 
 
-def sorted_rows(found: Iterable[np.ndarray]) -> np.ndarray:
-    """Rows as one table, sorted by id."""
-    table = np.array(list(found), dtype=ROW)
-    return table[np.argsort(table["id"], kind="stable")]
+def merged(table: np.ndarray, rows: Iterable[np.ndarray]) -> np.ndarray:
+    """The table with more rows, sorted by id."""
+    whole = np.concatenate([table, np.array(list(rows), dtype=ROW)])
+    return whole[np.argsort(whole["id"], kind="stable")]
 
 
 def write(path: Path, table: np.ndarray) -> None:
@@ -87,6 +87,23 @@ def listed(scans: Path) -> np.ndarray:
     return np.sort(np.array(names, dtype=f"S{NAME_LENGTH}"))
 
 
+def entry_of(row: np.ndarray, scans: Path) -> Entry:
+    """The scan of an index row; `scans` is the folder of the sidecars."""
+    affine = np.eye(4)
+    affine[:3] = row["affine"]
+    d, h, w = row["shape"].tolist()
+    id = row["id"].item().decode()
+    return Entry(
+        id,
+        row["patient"].item().decode(),
+        row["collection"].item().decode(),
+        Grid((d, h, w), affine),
+        _box(row["box_soft"]),
+        _box(row["box_body"]),
+        scans / f"{id}.json",
+    )
+
+
 class Entries(Sequence[Entry]):
     """The scans of a store, by position (sorted by id); an `Entry` is made when it is asked for."""
 
@@ -104,22 +121,7 @@ class Entries(Sequence[Entry]):
     def __getitem__(self, index: int | slice) -> Entry | Entries:
         if isinstance(index, slice):
             return Entries(self._table[index], self._scans, self._name)
-        return self._entry(self._table[index])
-
-    def _entry(self, row: np.ndarray) -> Entry:
-        affine = np.eye(4)
-        affine[:3] = row["affine"]
-        d, h, w = row["shape"].tolist()
-        id = row["id"].item().decode()
-        return Entry(
-            id,
-            row["patient"].item().decode(),
-            row["collection"].item().decode(),
-            Grid((d, h, w), affine),
-            _box(row["box_soft"]),
-            _box(row["box_body"]),
-            self._scans / f"{id}.json",
-        )
+        return entry_of(self._table[index], self._scans)
 
     @property
     def ids(self) -> list[str]:
@@ -140,7 +142,7 @@ class Entries(Sequence[Entry]):
 
     def of(self, id: str) -> Entry:
         """The scan with an id; raises UnknownScanError."""
-        return self._entry(self.row(id))
+        return entry_of(self.row(id), self._scans)
 
     def __contains__(self, id: object) -> bool:
         if isinstance(id, Entry):

@@ -145,17 +145,23 @@ class Store:
         """All scans, sorted by id, with those that this object added."""
         with self._lock:
             if self._new:
-                table = index.sorted_rows([*self._entries._table, *self._new.values()])
+                table = index.merged(self._entries._table, self._new.values())
                 self._entries = Entries(table, self._scans, self.path.name)
                 self._new = {}
             return self._entries
 
     def entry(self, id: str) -> Entry:
         """One scan; raises UnknownScanError."""
-        return self.entries.of(id)
+        return index.entry_of(self._row(id), self._scans)
+
+    def _row(self, id: str) -> np.ndarray:
+        """The index row of a scan, without merging what this object added into the table; raises UnknownScanError."""
+        with self._lock:
+            return self._new[id] if id in self._new else self._entries.row(id)
 
     def __contains__(self, id: str) -> bool:
-        return self.entries.__contains__(id)
+        with self._lock:
+            return id in self._new or id in self._entries
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -214,7 +220,7 @@ class Store:
                 do="crop it, or choose a coarser grid",
             )
         digest = hashlib.sha256(hu.voxels.astype("<i2", copy=False).data).hexdigest()
-        with self._writing():
+        with self._writing(), self._claimed(id):
             place = self._scans / f"{id}.json"
             if place.exists():
                 return self._same_or_error(
@@ -272,7 +278,7 @@ class Store:
     def remove(self, id: str) -> None:
         """Take a scan out; its sidecar goes first, so that a killed removal leaves no half scan. Raises UnknownScanError."""
         if check_id(id) not in self.broken:
-            self.entries.row(id)
+            self._row(id)
         with self._writing():
             # Other processes learn of a removal by the index being gone: they make it again from the sidecars.
             (self.path / "index.npy").unlink(missing_ok=True)
@@ -296,7 +302,7 @@ class Store:
         Only the chunks that the box touches are read. Raises UnknownScanError, MissingArrayError, TruncatedArrayError,
         ArrayError, DtypeError, ShapeError.
         """
-        row = self.entries.row(id)
+        row = self._row(id)
         shape = row["shape"].tolist()
         wanted = [(int(low), int(high)) for low, high in box]
         if any(high <= low for low, high in wanted):
@@ -328,7 +334,7 @@ class Store:
 
     def sidecar(self, id: str) -> Sidecar:
         """All that the store knows of a scan; raises UnknownScanError, SidecarError, UnknownFormatError."""
-        self.entries.row(id)
+        self._row(id)
         return self._sidecar(id)
 
     def _sidecar(self, id: str) -> Sidecar:
@@ -411,11 +417,11 @@ class Store:
         on_disk = np.isin(base["id"], there)
         for k in np.flatnonzero(~on_disk):
             on_disk[k] = (self._scans / f"{base['id'][k].decode()}.b2nd").exists()
-        merged = index.sorted_rows([*base[on_disk], *found])
-        if table is None or not np.array_equal(table, merged):
+        whole = index.merged(base[on_disk], found)
+        if table is None or not np.array_equal(table, whole):
             with contextlib.suppress(PermissionError):
-                index.write(place, merged)
-        return Entries(merged, self._scans, self.path.name)
+                index.write(place, whole)
+        return Entries(whole, self._scans, self.path.name)
 
     def _sweep(self) -> None:
         """Remove what killed writers left: unfinished files, and arrays that neither a sidecar nor the index knows."""
@@ -430,6 +436,8 @@ class Store:
         else:
             files.sweep(self.path)
             files.sweep(self._scans)
+            for claim in self._scans.glob(".*.claim"):
+                claim.unlink(missing_ok=True)
             names = set(os.listdir(self._scans))
             orphans = {n[:-5] for n in names if n.endswith(".b2nd") and f"{n[:-5]}.json" not in names}
             if orphans:
@@ -448,6 +456,23 @@ class Store:
             fcntl.flock(handle, fcntl.LOCK_SH)
             yield
         finally:
+            os.close(handle)
+
+    @contextlib.contextmanager
+    def _claimed(self, id: str) -> Iterator[None]:
+        """One writer at a time for an id, in whatever thread or process; the kernel frees the claim of a killed one."""
+        place = self._scans / f".{id}.claim"
+        while True:
+            handle = os.open(place, os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(place).st_ino == os.fstat(handle).st_ino:
+                    break
+            os.close(handle)  # the one before removed the file while we waited for it
+        try:
+            yield
+        finally:
+            place.unlink(missing_ok=True)
             os.close(handle)
 
 
