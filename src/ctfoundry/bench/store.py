@@ -1,4 +1,4 @@
-"""Random crops of one scan: from a store, against reading and resampling its .nii.gz, and against a memory-mapped array.
+"""Random crops of one scan: from a store, against reading and resampling its .nii.gz, zarr and a memory-mapped array.
 
 Twenty crops of 32x128x128 at 3x1x1 mm, as CT-FM's pretraining draws them from one scan. The .nii.gz is read and resampled
 once for all twenty, which is the kindest way to count it. A mapped array of the resampled voxels is the ceiling: it unpacks
@@ -51,6 +51,7 @@ def _run(place: Path, repeats: int, shape: tuple[int, int, int]) -> list[dict[st
         entry = same.add(volume, "scan", patient="p")
         other = native.add(volume, "scan", patient="p")
     baselines.write_nifti(volume, place / "scan.nii.gz")
+    baselines.write_zarr(same.volume("scan").voxels, place / "scan.zarr", store.CHUNK)
     np.save(place / "scan.npy", same.volume("scan").voxels)
     boxes = _boxes(entry.shape)
 
@@ -76,6 +77,7 @@ def _run(place: Path, repeats: int, shape: tuple[int, int, int]) -> list[dict[st
             lambda: baselines.nifti(place / "scan.nii.gz", boxes),
             repeats,
         ),
+        _row("store, own grid: zarr 3", crops, lambda: baselines.zarr_crops(place / "scan.zarr", boxes), repeats),
         _row("store, own grid: mapped array", crops, lambda: baselines.mapped(place / "scan.npy", boxes), repeats),
     ]
 

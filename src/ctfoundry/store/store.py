@@ -507,7 +507,7 @@ def _compress(voxels: Int16[np.ndarray, "d h w"]) -> bytes:
         clevel=5,
         typesize=2,
         nthreads=1,
-        filters=[blosc2.Filter.BITSHUFFLE],
+        filters=[blosc2.Filter.SHUFFLE],  # unpacks in two thirds of bit shuffle's time, for 2 % more bytes
         filters_meta=[0],
     )
     array = blosc2.asarray(np.ascontiguousarray(voxels), chunks=chunk, blocks=block, cparams=settings, contiguous=True)

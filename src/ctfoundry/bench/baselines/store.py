@@ -43,6 +43,23 @@ def nifti(path: Path, boxes: list[Box]) -> list[np.ndarray]:
     return [np.array(voxels[geometry.slices(box)]) for box in boxes]
 
 
+def write_zarr(voxels: np.ndarray, path: Path, chunks: tuple[int, int, int]) -> None:
+    """Zarr 3 with its default codec and the chunks of the store (its own default would be larger ones)."""
+    import zarr
+
+    array = zarr.create_array(path, shape=voxels.shape, chunks=chunks, dtype=voxels.dtype)
+    array[:] = voxels
+
+
+def zarr_crops(path: Path, boxes: list[Box]) -> list[np.ndarray]:
+    """Opened once for all crops; one thread, and one chunk at a time."""
+    import zarr
+
+    with zarr.config.set({"async.concurrency": 1, "threading.max_workers": 1}):
+        array = zarr.open_array(path, mode="r")
+        return [np.asarray(array[geometry.slices(box)]) for box in boxes]
+
+
 def mapped(path: Path, boxes: list[Box]) -> list[np.ndarray]:
     """The resampled voxels, unpacked on the disk."""
     voxels = np.load(path, mmap_mode="r")
