@@ -12,14 +12,19 @@ from ctfoundry.geometry import parse_code
 from ctfoundry.keys import Key
 
 Sex = Literal["female", "male"]
-View = Literal["chest", "abdomen", "pelvis", "trunk", "torso"]
+TorsoView = Literal["chest", "abdomen", "pelvis", "trunk", "torso"]
+PartView = Literal["head", "head-neck", "thigh", "knee", "lower-leg"]
+View = TorsoView | PartView | Literal["any"]
 Kernel = Literal["soft", "standard", "sharp"]
 Phase = Literal["none", "arterial", "portal", "late"]
+Cover = Literal["none", "blanket", "clothes"]
 
-Z_RANGE = (-195.0, 500.0)
-"""What the model holds, in body millimetres: from the ischial tuberosities to the root of the neck; 0 is the top of the sacrum."""
+Z_RANGE = (-1040.0, 800.0)
+"""What the model holds, in body millimetres: from the toes to the vertex (about 740), with air beyond; 0 is the top of the sacrum."""
+TORSO = (-195.0, 500.0)
+"""The torso: from the ischial tuberosities to the root of the neck."""
 
-_VIEWS: dict[View, tuple[tuple[float, float], tuple[float, float]]] = {
+_VIEWS: dict[TorsoView, tuple[tuple[float, float], tuple[float, float]]] = {
     "chest": ((60, 340), (380, 500)),
     "abdomen": ((-150, 150), (190, 420)),
     "pelvis": ((-195, -40), (0, 220)),
@@ -27,7 +32,7 @@ _VIEWS: dict[View, tuple[tuple[float, float], tuple[float, float]]] = {
     "torso": ((-195, -150), (470, 500)),
 }
 """Ranges from which the lower and the upper end of a view are drawn, in body millimetres."""
-_VIEW_ODDS: tuple[tuple[View, float], ...] = (
+_VIEW_ODDS: tuple[tuple[TorsoView, float], ...] = (
     ("chest", 0.28),
     ("abdomen", 0.28),
     ("pelvis", 0.14),
@@ -97,6 +102,8 @@ class Subject:
     kyphosis : factor on the curves of the spine in the sagittal plane.
     diaphragm_mm : how much higher than in the reference the two domes stand, (right, left), at rest.
     variety : factor on how far organs move, turn and grow independently of each other; 1 is the documented cohort.
+    age_years : below 18 the body is a child's (`growth`): height, width and depth are then factors on the reference of that age,
+        and body millimetres (`fat_mm`, `z_range`, lesions' sizes excepted) name the same anatomy as in adults. Bones follow age.
     lesions, devices : what this patient has beside a healthy body.
     """
 
@@ -112,6 +119,7 @@ class Subject:
     kyphosis: float = 1.0
     diaphragm_mm: tuple[float, float] = (0.0, 0.0)
     variety: float = 1.0
+    age_years: float = 50.0
     lesions: tuple[Lesion, ...] = ()
     devices: tuple[Device, ...] = ()
 
@@ -120,6 +128,8 @@ class Subject:
             raise UsageError("height, width, depth and muscle are factors above 0", where="Subject")
         if self.fat_mm < 0 or not 0 <= self.visceral <= 1 or self.variety < 0:
             raise UsageError("fat_mm and variety are not negative, visceral lies in 0..1", where="Subject")
+        if not 0 <= self.age_years <= 110:
+            raise UsageError(f"age_years {self.age_years} does not lie in 0..110", where="Subject")
 
 
 @dataclass(frozen=True)
@@ -137,13 +147,18 @@ class Acquisition:
     phase : of the contrast medium.
     centre_mm : where the middle of the field lies, (x, y), relative to the patient.
     tilt_deg : turn of the patient about x (nodding), y (leaning) and z (rolling).
-    breath_mm : how much lower than at rest the diaphragm stands (a deep breath is 25).
+    breath_mm : how much lower than at rest the diaphragm stands, -20 to 40 (a deep breath is 25); see `breathing`.
+    breath_steps_mm : how far the breath differs between slabs of the scan, taken one after the other (0: breath held). Organs then
+        show steps; labels follow them.
+    motion_mm : how far the patient jerks aside within the scan. The slices of that moment show both places; labels show the first.
+    rim_hu : how much too bright the edge of the field is where the patient reaches beyond it (truncation).
+    cover : what lies on the patient: thin folds, with a zip where it is clothes. It has no label.
     origin_mm : world point (RAS+) of the patient's reference point.
     orientation : code of the array's axes, such as "SPL".
     """
 
     seed: int
-    z_range: tuple[float, float] = Z_RANGE
+    z_range: tuple[float, float] = TORSO
     field_mm: float = 440.0
     matrix: int = 220
     spacing_mm: float = 2.0
@@ -154,6 +169,10 @@ class Acquisition:
     centre_mm: tuple[float, float] = (0.0, 0.0)
     tilt_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)
     breath_mm: float = 0.0
+    breath_steps_mm: float = 0.0
+    motion_mm: float = 0.0
+    rim_hu: float = 0.0
+    cover: Cover = "none"
     origin_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
     orientation: str = "SPL"
 
@@ -163,6 +182,12 @@ class Acquisition:
             raise UsageError(f"z_range {self.z_range} does not lie within {Z_RANGE}", where="Acquisition")
         if min(self.field_mm, self.spacing_mm, self.thickness_mm) <= 0 or self.matrix < 8 or self.noise_hu < 0:
             raise UsageError("field_mm, spacing_mm, thickness_mm > 0, matrix >= 8, noise_hu >= 0", where="Acquisition")
+        if min(self.breath_mm, self.breath_mm - self.breath_steps_mm) < -20 or self.breath_mm + self.breath_steps_mm > 40:
+            raise UsageError("breath_mm, with breath_steps_mm taken off and added, lies in -20..40", where="Acquisition")
+        if not 0 <= self.motion_mm <= 50 or not 0 <= self.rim_hu <= 2000 or self.breath_steps_mm < 0:
+            raise UsageError(
+                "motion_mm lies in 0..50, rim_hu in 0..2000, breath_steps_mm is not negative", where="Acquisition"
+            )
         parse_code(self.orientation)
 
     @property
@@ -182,8 +207,9 @@ class Spec:
 def draw(key: Key, *, view: View | None = None, voxel_mm: float | None = None) -> Spec:
     """A random patient in a random scan.
 
-    `view` fixes which part of the body is scanned (its ends still vary); `voxel_mm` fixes pixel, slice distance and
-    thickness. Otherwise pixels of 1.3 to 3 mm and slices of 1.5 to 6 mm are drawn: coarser than a scanner's, so that a
+    `view` fixes which part of the body is scanned (its ends still vary): one of the torso (without it, one of the five is
+    drawn), "head", "head-neck", "thigh", "knee", "lower-leg", or "any" of all ten (`views.ANY_ODDS`). `voxel_mm` fixes
+    pixel, slice distance and thickness. Otherwise pixels of 1.3 to 3 mm and slices of 1.5 to 6 mm are drawn: coarser than a scanner's, so that a
     phantom takes a second; give `Acquisition` a matrix of 512 for the real size.
     """
     subject = draw_subject(key("subject"))
@@ -218,8 +244,12 @@ def draw_acquisition(
     key: Key, subject: Subject, *, view: View | None = None, voxel_mm: float | None = None
 ) -> Acquisition:
     """A random scan of `subject`; the field follows the patient's size loosely, and cuts some patients off."""
-    view = view or _choose(key("view"), _VIEW_ODDS)
-    low, high = (float(key("end", i).uniform(*ends)) for i, ends in enumerate(_VIEWS[view]))
+    if view is not None and view not in _VIEWS:
+        from ctfoundry.phantom.views import draw_part  # it needs to know where this patient's head and knees lie
+
+        return draw_part(key, subject, view=view, voxel_mm=voxel_mm)
+    torso = view or _choose(key("view"), _VIEW_ODDS)
+    low, high = (float(key("end", i).uniform(*ends)) for i, ends in enumerate(_VIEWS[torso]))
     girth = 2 * (155 * subject.width + subject.fat_mm)
     # One scan in five is a small field on a part of the body, as for the spine or the heart.
     zoom = float(key("zoom").uniform()) < 0.2
