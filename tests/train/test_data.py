@@ -4,11 +4,12 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ctfoundry.errors import StoreError
 from ctfoundry.keys import Key
-from ctfoundry.train.data import Order, Quarantine, Samples
+from ctfoundry.train.data import Order, Quarantine, Samples, collection_shares
 from train.toys import Regression, ToySource
 
 KEY = Key.of("test")
@@ -110,3 +111,36 @@ def test_a_line_that_a_kill_cut_short_is_no_error(tmp_path: Path) -> None:
     path = tmp_path / "quarantine.jsonl"
     path.write_text('{"id": "a", "position": 3, "reason": "x"}\n{"id": "b", "posi')
     assert Quarantine(path, 10, 0.5).since == {"a": 3}
+
+
+def test_balance_gives_collections_their_share() -> None:
+    """Shares follow n ** (1 - balance); every pass is as long as the corpus, and a scan's count differs by less than 1."""
+    sizes = {"nlst": 700, "kits": 90, "ovary": 10}
+    names = [name for name, n in sizes.items() for _ in range(n)]
+    for balance in (0.5, 1.0):
+        shares = collection_shares(names, balance)
+        assert shares is not None
+        order = Order(KEY, len(names), shares)
+        passes = [[order[e * len(names) + p] for p in range(len(names))] for e in range(20)]
+        assert all(epoch == e for e, drawn in enumerate(passes) for epoch, _ in drawn)
+        wanted = {name: n ** (1 - balance) for name, n in sizes.items()}
+        for drawn in passes:
+            count = Counter(names[index] for _, index in drawn)
+            for name in sizes:
+                expected = len(names) * wanted[name] / sum(wanted.values())
+                # a comb over scans in a random order: each scan is off by less than one, a collection by less than that sum
+                assert abs(count[name] - expected) <= 4 * sizes[name] ** 0.5
+            each = Counter(index for _, index in drawn)
+            assert all(abs(each[k] - len(names) * shares[k]) < 1 for k in range(len(names)))
+        total = Counter(index for drawn in passes for _, index in drawn)
+        mean = np.array([total[k] for k in range(700)]) / 20
+        assert abs(mean.mean() - len(names) * shares[0]) < 0.02
+    assert collection_shares(names, 0.0) is None
+
+
+def test_a_balanced_order_is_a_function_of_the_position() -> None:
+    shares = collection_shares(["a"] * 6 + ["b"], 1.0)
+    order = Order(KEY, 7, shares)
+    forward = [order[p] for p in range(28)]
+    assert [Order(KEY, 7, shares)[p] for p in reversed(range(28))] == forward[::-1]
+    assert forward[:7] != forward[7:14]

@@ -10,11 +10,11 @@ import contextlib
 import json
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from ctfoundry import files
 from ctfoundry.errors import StoreError
 from ctfoundry.keys import Key
 from ctfoundry.train.task import Source, Task
+
+if TYPE_CHECKING:
+    from jaxtyping import Float64, Int64
 
 
 @dataclass(frozen=True)
@@ -42,19 +45,46 @@ class Failed:
     error: Exception
 
 
-class Order:
-    """Which scan stands at which position: pass after pass over all scans, each pass in an order of its own."""
+def collection_shares(collections: Sequence[str], balance: float) -> Float64[np.ndarray, "scans"] | None:
+    """Share of the samples that each scan gets, so that a collection of n scans gets one in proportion to ``n ** (1 - balance)``.
 
-    def __init__(self, key: Key, count: int) -> None:
-        self.key, self.count = key, count
+    Balance 0: every scan as often as any other (None). 1: every collection as often as any other, which repeats the scans
+    of small ones many times; 0.5 lies between (NLST, 86 % of the published corpus, keeps 28 % of the samples).
+    """
+    if balance == 0:
+        return None
+    _, places, sizes = np.unique(np.asarray(collections), return_inverse=True, return_counts=True)
+    weight = (sizes ** -float(balance))[places]
+    return np.asarray(weight / weight.sum())
+
+
+class Order:
+    """Which scan stands at which position: pass after pass of as many samples as scans, each in an order of its own.
+
+    Without `shares` every pass holds every scan once. With them a scan stands ``count * share`` times in a pass, rounded
+    down or up at random so that this is the mean (systematic sampling).
+    """
+
+    def __init__(self, key: Key, count: int, shares: Float64[np.ndarray, "scans"] | None = None) -> None:
+        self.key, self.count, self.shares = key, count, shares
         self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
 
     def __getitem__(self, position: int) -> tuple[int, int]:
         """(epoch, index of the scan) at a position."""
         epoch, place = divmod(position, self.count)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, self.key("order", epoch).permutation(self.count)
+            self._epoch, self._order = epoch, self._pass(epoch)
         return epoch, int(self._order[place])
+
+    def _pass(self, epoch: int) -> Int64[np.ndarray, "scans"]:
+        order = self.key("order", epoch).permutation(self.count)
+        if self.shares is None:
+            return order
+        # A comb with teeth 1 apart over the scans' shares, laid end to end in a random order, then shuffled.
+        ends = np.cumsum(self.shares[order]) * self.count
+        teeth = np.arange(self.count) + float(self.key("order", epoch, "comb").uniform())
+        drawn = order[np.minimum(np.searchsorted(ends, teeth, side="right"), self.count - 1)]
+        return np.asarray(drawn[self.key("order", epoch, "shuffle").permutation(self.count)])
 
     def substitutes(self, epoch: int, id: str) -> Iterator[int]:
         """The scans that take the place of a failing one in this epoch, in the order in which they are tried."""
@@ -96,7 +126,7 @@ class Quarantine:
 class Samples:
     """Samples from position `start` on, in order, read ahead by `workers` threads (0: read when asked for).
 
-    `waited` sums the seconds for which the consumer had to wait.
+    `waited` sums the seconds for which the consumer had to wait; `balance` is that of `collection_shares`.
     """
 
     def __init__(
@@ -109,10 +139,12 @@ class Samples:
         start: int,
         workers: int,
         ahead: int,
+        balance: float = 0.0,
     ) -> None:
         self.task, self.source, self.key, self.quarantine = task, source, key, quarantine
         self.entries = source.entries
-        self.order = Order(key, len(self.entries))
+        shares = collection_shares([e.collection for e in self.entries], balance) if balance else None
+        self.order = Order(key, len(self.entries), shares)
         self.position, self.waited = start, 0.0
         self._ahead = max(ahead, 1)
         self._queue: deque[tuple[int, int, Future[Sample | Failed]]] = deque()

@@ -46,6 +46,7 @@ class LoopSettings:
     seed : of the data order and of every draw.
     precision : of the forward pass. ``auto`` is bf16 where the processor or GPU computes in it, fp16 on older GPUs, else fp32
         (`resolve_precision`); what it came to is kept in the checkpoints.
+    balance : how far collections are evened out: 0 every scan as often, 1 every collection as often (`data.collection_shares`).
     channels_last : keep activations and weights in channels_last_3d, which oneDNN and cuDNN prefer.
     workers, ahead : threads that read, and samples that they read ahead (None: two steps). They change no result.
     log_every, checkpoint_every : steps between log lines and between checkpoints.
@@ -60,6 +61,7 @@ class LoopSettings:
     batch: int = 4
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    balance: float = 0.0
     channels_last: bool = True
     workers: int = 2
     ahead: int | None = None
@@ -73,6 +75,8 @@ class LoopSettings:
     def __post_init__(self) -> None:
         if min(self.batch, self.log_every, self.checkpoint_every, self.skip_limit) < 1 or self.workers < 0:
             raise ValueError("batch, log_every, checkpoint_every and skip_limit are at least 1, workers at least 0")
+        if not 0 <= self.balance <= 1:
+            raise ValueError(f"balance lies between 0 and 1, not {self.balance}")
 
 
 FREE = {"workers", "ahead", "log_every", "checkpoint_every", "keep_every", "failing_share", "skip_limit", "collapse"}
@@ -247,6 +251,7 @@ def fit(
                 start=state.step * settings.batch,
                 workers=settings.workers,
                 ahead=2 * settings.batch if settings.ahead is None else settings.ahead,
+                balance=settings.balance,
             )
         )
         logged = clock.seconds()

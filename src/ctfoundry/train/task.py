@@ -29,6 +29,11 @@ class Entry(Protocol):
         """The scan's public ID."""
         ...
 
+    @property
+    def collection(self) -> str:
+        """The collection it comes from, for sampling; asked for only where collections are evened out."""
+        ...
+
 
 class Source(Protocol):
     """Scans that boxes can be read from; a store is one. `read` is called from several threads."""
