@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ctfoundry.phantom.anatomy import Body
+from ctfoundry.phantom.anatomy import Body, Frame
 from ctfoundry.phantom.canvas import Canvas
 from ctfoundry.phantom.names import IDS
 from ctfoundry.phantom.shapes import ellipsoid, smooth_min, smooth_path, tube
 from ctfoundry.phantom.space import Patch, Slices, rotation
-from ctfoundry.phantom.texture import sample
+from ctfoundry.phantom.texture import sample, smooth_sample
 from ctfoundry.phantom.thorax import points_inside
 from ctfoundry.phantom.tissue import Tissue
 from ctfoundry.phantom.vessels import paint_tree
@@ -48,9 +48,29 @@ def _paint_liver(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     up = body.descent[0]
     centre = np.array([70.0, 8.0, 190 + 0.9 * up]) + frame.shift
     size = float(frame.factor.mean())
-    patch = canvas.space.patch((-120, -110, 20), (160, 115, body.domes[0] + 15))
+    low, high = (-120, -110, 20), (160, 115, body.domes[0] + 15)
+    patch = canvas.space.patch(low, high)
     if patch is None:
         return
+
+    def shape(patch: Patch) -> np.ndarray:
+        return np.maximum(_liver(body, patch, centre, size, frame), body.cavity(patch) + 1.5)
+
+    grain = patch.fine(sample(body.key("liver"), patch.x, patch.y, patch.z, blob_mm=14))
+    canvas.paint(patch.box, patch.fine(shape(patch)), tissue("liver") + 4 * grain, "liver", over=_FREE)
+    if (canvas.labels[patch.box] == IDS["liver"]).sum() > 500:
+        porta = np.array([26.0, 32.0, centre[2] - 22])
+        vein = np.array([26.0, 6.0, centre[2] + 62])
+        for name, root, hu, count in (("portal", porta, tissue("portal"), 34), ("hepatic", vein, tissue("vein"), 22)):
+            targets = points_inside(body.key("liver", name), shape, low, high, count)
+            if len(targets) > 3:
+                paint_tree(
+                    canvas, root, targets, hu - (0 if hu > tissue("liver") + 15 else 6), over=("liver",), leaf_mm=1.25
+                )
+
+
+def _liver(body: Body, patch: Patch, centre: np.ndarray, size: float, frame: Frame) -> np.ndarray:
+    """Distance to the liver but for the wall of the cavity."""
     right = ellipsoid(patch, centre, np.array([76, 88, 92]) * frame.factor, frame.turn @ rotation((0, 18, 0)))
     reach = float(body.key("liver", "left lobe").normal().clip(-2, 2))
     left = ellipsoid(
@@ -62,21 +82,7 @@ def _paint_liver(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     d = smooth_min(right, left, 26) + body.lumps("liver", patch, 4, 90)
     # The visceral face: a slanted plane from the lower right up to the left.
     face = (centre[2] - 62) + 0.55 * (70 - patch.x) - 0.25 * patch.y - patch.z
-    distance = np.maximum(
-        _within(body, patch, d), patch.fine(np.maximum(0.8 * face, -60 - patch.y - 0.4 * patch.x + 40))
-    )
-    grain = patch.fine(sample(body.key("liver"), patch.x, patch.y, patch.z, blob_mm=14))
-    canvas.paint(patch.box, distance, tissue("liver") + 4 * grain, "liver", over=_FREE)
-    mask = canvas.labels[patch.box] == IDS["liver"]
-    if mask.sum() > 500:
-        porta = np.array([26.0, 32.0, centre[2] - 22])
-        vein = np.array([26.0, 6.0, centre[2] + 62])
-        for name, root, hu, count in (("portal", porta, tissue("portal"), 34), ("hepatic", vein, tissue("vein"), 22)):
-            targets = points_inside(body.key("liver", name), patch, mask, count)
-            if len(targets) > 3:
-                paint_tree(
-                    canvas, root, targets, hu - (0 if hu > tissue("liver") + 15 else 6), over=("liver",), leaf_mm=1.25
-                )
+    return np.maximum(d, np.maximum(0.8 * face, -60 - patch.y - 0.4 * patch.x + 40))
 
 
 def _paint_gallbladder(canvas: Canvas, body: Body, tissue: Tissue) -> None:
@@ -168,7 +174,7 @@ def _paint_pancreas(canvas: Canvas, body: Body, tissue: Tissue) -> None:
 
 def _paint_bladder(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     frame = body.frame("bladder", (8, 6, 5), 0.06, 8)
-    full = float(body.key("bladder", body.acquisition.seed).uniform())  # differs from scan to scan
+    full = float(body.key("bladder", "full").uniform())
     radii = np.array([26 + 26 * full, 22 + 18 * full, 16 + 32 * full]) * frame.factor
     centre = np.array([0.0, 28, -136 + radii[2]]) + frame.shift
     patch = canvas.space.patch(centre - radii - 20, centre + radii + 20)
@@ -210,7 +216,7 @@ def _fill(
     blob_mm: float,
 ) -> None:
     """A hollow organ: wall, content with texture, and gas on top (the patient lies on the back), level as water is."""
-    key = body.key(name, body.acquisition.seed)
+    key = body.key(name, "inside")
     x, y, z = canvas.space.coordinates(box)
     grain = sample(key, x, y, z, blob_mm=blob_mm)
     content = 18 + 22 * float(key("content").uniform(-0.6, 1)) + 16 * grain
@@ -244,7 +250,7 @@ def _paint_stomach(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     frame = body.frame("stomach", (9, 8, 11), 0.14, 0)
     dx, dy, dz = frame.shift
     up = body.descent[1]
-    full = float(body.key("stomach", "full", body.acquisition.seed).uniform(0.6, 1.15))
+    full = float(body.key("stomach", "full").uniform(0.6, 1.15))
     low = float(body.key("stomach", "low").uniform(60, 140))
     line = smooth_path(
         [
@@ -306,7 +312,7 @@ def _paint_colon(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     # Haustra: the radius swells and narrows every three to four centimetres.
     at = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(path[:, :3], axis=0), axis=1))])
     swell = 1 + 0.16 * np.sin(2 * np.pi * at / 36 + float(key("haustra").uniform(0, 6)))
-    gas = float(body.key("colon", "gas", body.acquisition.seed).uniform(-14, 8))
+    gas = float(body.key("colon", "gas").uniform(-14, 8))
     for start in range(0, len(path) - 1, 12):
         part = slice(start, start + 13)
         found = tube(canvas.space, path[part, :3], path[part, 3] * swell[part])
@@ -325,17 +331,17 @@ def _paint_small_bowel(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     region = ellipsoid(patch, centre, np.array([92, 56 + 0.4 * body.belly_mm, 105]) * frame.factor)
     region = np.maximum(region, body.cavity(patch) + 3)
     outer = patch.fine(region)
-    loops = patch.fine(sample(key, patch.x, patch.y, patch.z, blob_mm=30))
+    loops = patch.fine(smooth_sample(key, patch.x, patch.y, patch.z, blob_mm=30))
     mesentery = float(0.14 + 0.5 * body.subject.visceral)
     # The texture changes by about one deviation in ten millimetres: that turns it into a distance.
     distance = np.maximum((mesentery - np.abs(loops + 0.2)) * np.float32(11), outer)
-    fold = patch.fine(sample(key("fold"), patch.x, patch.y, patch.z, blob_mm=14))
+    fold = patch.fine(smooth_sample(key("fold"), patch.x, patch.y, patch.z, blob_mm=14))
     wall = tissue("bowel") + 8 * fold
     canvas.paint(patch.box, distance, wall, "small_bowel", over=_FREE)
-    content = 15 + 20 * float(key("content", body.acquisition.seed).uniform()) + 8 * fold
+    content = 15 + 20 * float(key("content").uniform()) + 8 * fold
     lumen = distance + 2.6 + 1.2 * fold
     canvas.paint(patch.box, lumen, content, None, over=("small_bowel",))
-    pocket = patch.fine(sample(key("gas", body.acquisition.seed), patch.x, patch.y, patch.z, blob_mm=40))
-    amount = float(key("amount", body.acquisition.seed).uniform(1.0, 2.6))
+    pocket = patch.fine(smooth_sample(key("gas"), patch.x, patch.y, patch.z, blob_mm=40))
+    amount = float(key("amount").uniform(1.0, 2.6))
     gas = np.maximum(lumen + 1, (amount - pocket) * 8)
     canvas.paint(patch.box, gas, -940, None, over=("small_bowel",))

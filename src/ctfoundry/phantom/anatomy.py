@@ -55,7 +55,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Body:
-    """One patient in one breath."""
+    """One patient at rest; `acquisition` decides contrast only, breathing and pose are maps of `space.Pose`."""
 
     subject: Subject
     acquisition: Acquisition
@@ -74,8 +74,8 @@ class Body:
 
     @cached_property
     def domes(self) -> tuple[float, float]:
-        """Heights of the diaphragm's domes, right and left."""
-        rest = 268 - self.acquisition.breath_mm + self.key("domes").normal(2).clip(-2, 2) * 7 * self.subject.variety
+        """Heights of the diaphragm's domes at rest, right and left."""
+        rest = 268 + self.key("domes").normal(2).clip(-2, 2) * 7 * self.subject.variety
         right, left = self.subject.diaphragm_mm
         return float(rest[0]) + right, float(rest[1]) - 12 + left
 
@@ -115,13 +115,18 @@ class Body:
         share = 0.62 + 0.4 * hips * (1 - 0.6 * front) + waist * (0.55 * front + 0.25) + 0.15 * back
         lump = 1 + 0.12 * np.sin(patch.x / 60 + subject.seed % 7) + 0.1 * np.sin(patch.z / 55 + subject.seed % 5)
         skin = d - (3.0 + subject.fat_mm * share * lump)
-        if subject.sex == "female":
+        if self.breasts:
             size = self.breast_size
             for side in (-1, 1):
                 chest = [side * 80.0, 82.0 + 10 * size, 322.0]
                 bump = ellipsoid(patch, chest, (60 * size, 50 * size, 60 * size))
                 skin = np.minimum(skin, bump)
         return d, skin
+
+    @cached_property
+    def breasts(self) -> bool:
+        """Whether this patient has breasts of a size to see."""
+        return self.subject.sex == "female" and self.subject.age_years >= 13
 
     @cached_property
     def breast_size(self) -> float:
@@ -140,7 +145,7 @@ class Body:
         side = 1 / (1 + np.exp(-patch.x / 12))
         saddle = 16 * np.exp(-((patch.x / 26) ** 2))
         top = left + (right - left) * side - saddle
-        base = 172 - 0.55 * self.acquisition.breath_mm + 0.33 * (patch.y + 60)
+        base = 172 + 0.33 * (patch.y + 60)
         flat = np.clip(k, 0, 1.15) ** 3.2
         return np.asarray(top + (np.minimum(base, top) - top) * flat)
 

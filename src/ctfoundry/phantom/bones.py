@@ -8,6 +8,7 @@ import numpy as np
 
 from ctfoundry.phantom.anatomy import LEVEL_EDGES, LEVEL_NAMES, Body
 from ctfoundry.phantom.canvas import Canvas
+from ctfoundry.phantom.growth import bone_hu
 from ctfoundry.phantom.names import IDS
 from ctfoundry.phantom.shapes import smooth_path, tube
 from ctfoundry.phantom.space import Patch, rotation
@@ -26,8 +27,9 @@ class Bone:
 
     def __init__(self, body: Body) -> None:
         density, cortex = body.key("bone").normal(2).clip(-2, 2)
-        self.spongy = float(165 + 55 * density)
-        self.cortex = float(520 + 110 * cortex)
+        spongy, shell = bone_hu(body.subject.age_years)
+        self.spongy = float(165 + spongy + 55 * density)
+        self.cortex = float(520 + shell + 110 * cortex)
 
     def hu(self, distance: Field, grain: Field | float = 0.0, shell_mm: float = 1.6) -> Field:
         """Spongy bone in a shell of `shell_mm`, with a soft border; `grain` (deviation 1) makes trabeculae."""

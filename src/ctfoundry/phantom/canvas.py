@@ -8,7 +8,7 @@ can overlap; what is painted later covers what was there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,11 +33,25 @@ class Canvas:
     space: Space
     hu: Float32[np.ndarray, "d h w"]
     labels: UInt8[np.ndarray, "d h w"]
+    lesions: UInt8[np.ndarray, "d h w"]  # i + 1 where lesion i of the patient is
+    metal: Float32[np.ndarray, "d h w"]  # share of each voxel that is metal
 
     @classmethod
     def of(cls, space: Space) -> Canvas:
         """Nothing but air."""
-        return cls(space, np.full(space.shape, -1000, np.float32), np.zeros(space.shape, np.uint8))
+        empty = np.zeros(space.shape, np.uint8), np.zeros(space.shape, np.uint8), np.zeros(space.shape, np.float32)
+        return cls(space, np.full(space.shape, -1000, np.float32), *empty)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Canvas]) -> Canvas:
+        """Canvases that follow each other along z as one; its space is that of the first one's pose."""
+        if len(parts) == 1:
+            return parts[0]
+        space = parts[0].space
+        z = np.concatenate([p.space.axes[0] for p in parts])
+        whole = Space.of(space.pose, (z, *space.axes[1:]))
+        names = [f.name for f in fields(cls) if f.name != "space"]
+        return cls(whole, *(np.concatenate([getattr(p, n) for p in parts]) for n in names))
 
     def share(self, distance: Field) -> Field:
         """How much of each voxel lies inside the surface, 0 to 1."""
@@ -46,9 +60,19 @@ class Canvas:
         return np.clip(inside, 0, 1, out=inside)
 
     def paint(
-        self, box: Slices, distance: Field, hu: float | Field, name: str | None, *, over: Sequence[str] = ()
+        self,
+        box: Slices,
+        distance: Field,
+        hu: float | Field,
+        name: str | None,
+        *,
+        over: Sequence[str] = (),
+        mark: int = 0,
     ) -> None:
-        """Put a shape on the picture; with `over`, only where one of these structures is now. Without a name the label stays."""
+        """Put a shape on the picture; with `over`, only where one of these structures is now. Without a name the label stays.
+
+        `mark` is the number of a lesion that the shape belongs to.
+        """
         allowed = np.zeros(256, dtype=bool)
         allowed[[IDS[n] for n in over]] = True
         labels, under = self.labels[box], self.hu[box]
@@ -63,3 +87,12 @@ class Canvas:
             under[part] += change
             if name is not None:
                 np.copyto(labels[part], np.uint8(IDS[name]), where=share >= 0.5)
+            if mark:
+                np.copyto(self.lesions[box][part], np.uint8(mark), where=share >= 0.5)
+
+    def blend(self, box: Slices, share: Field, hu: float | Field, *, over: Sequence[str]) -> None:
+        """Mix a material into some structures by a given share of each voxel; labels stay."""
+        allowed = np.zeros(256, dtype=bool)
+        allowed[[IDS[n] for n in over]] = True
+        under = self.hu[box]
+        under += share * allowed[self.labels[box]] * (hu - under)

@@ -8,13 +8,15 @@ import numpy as np
 
 from ctfoundry.geometry import make_affine
 from ctfoundry.keys import Key
-from ctfoundry.phantom import scanner
+from ctfoundry.phantom import motion, scanner
 from ctfoundry.phantom.abdomen import paint_abdomen
 from ctfoundry.phantom.anatomy import Body
 from ctfoundry.phantom.bones import paint_bones
 from ctfoundry.phantom.canvas import Canvas
+from ctfoundry.phantom.cover import add_cover
+from ctfoundry.phantom.lesions import paint_lesions
 from ctfoundry.phantom.names import LABELS
-from ctfoundry.phantom.space import Pose, Space
+from ctfoundry.phantom.space import Pose, Space, lying_mm
 from ctfoundry.phantom.spec import Spec
 from ctfoundry.phantom.thorax import paint_heart, paint_lungs
 from ctfoundry.phantom.tissue import Tissue
@@ -43,26 +45,21 @@ class Phantom:
 
 def make(spec: Spec) -> Phantom:
     """The scan and its label map; a pure function of `spec`."""
-    scan = spec.acquisition
-    body = Body(spec.subject, scan)
-    pose = Pose.of(spec.subject, scan)
-    count = max(int((scan.z_range[1] - scan.z_range[0]) * spec.subject.height / scan.spacing_mm) + 1, 1)
+    subject, scan = spec.subject, spec.acquisition
+    low, high = (lying_mm(subject, z) for z in scan.z_range)
+    count = max(int((high - low) / scan.spacing_mm) + 1, 1)
     fine, margin = scanner.sub_slices(scan), scanner.margin_slices(scan)
     ox, oy, oz = scan.origin_mm
-    first = oz + scan.z_range[0] * spec.subject.height
+    first = oz + low
     z = first + (np.arange((count - 1) * fine + 1 + 2 * margin) - margin) * (scan.spacing_mm / fine)
     # The middle of the patient lies 10 mm in front of the reference point.
     left = ox + scan.centre_mm[0] - (np.arange(scan.matrix) - (scan.matrix - 1) / 2) * scan.pixel_mm
     back = oy + 10 + scan.centre_mm[1] - (np.arange(scan.matrix) - (scan.matrix - 1) / 2) * scan.pixel_mm
-    canvas = Canvas.of(Space.of(pose, (z, back, left)))
-    tissue = Tissue(body)
-    paint_wall(canvas, body, tissue)
-    paint_muscles(canvas, body, tissue)
-    paint_lungs(canvas, body, tissue)
-    paint_heart(canvas, body, tissue)
-    paint_bones(canvas, body)
-    paint_vessels(canvas, body, tissue)
-    paint_abdomen(canvas, body, tissue)
+    canvas = Canvas.joined(
+        [paint_body(Spec(subject, then), (z[part], back, left)) for part, then in motion.slabs(scan, z)]
+    )
+    motion.jerk(canvas.hu, z, scan)
+    add_cover(canvas.hu, canvas.labels, z, scan)
     scanner.add_table(canvas.hu, canvas.labels, back, left, ox, Key.of("phantom", scan.seed, "table"))
     labels = np.ascontiguousarray(canvas.labels[margin::fine][:count])
     hu = scanner.scan_body(scanner.average_slices(canvas.hu, scan, count), labels, scan)
@@ -72,6 +69,27 @@ def make(spec: Spec) -> Phantom:
     )
     ct = Volume(hu.astype(np.int16), affine, "hu", source=f"phantom-{spec.subject.seed}-{scan.seed}")
     truth = Volume(labels, affine, "label", names=LABELS, source=ct.source)
-    lesions = truth.with_voxels(np.zeros_like(labels))
+    lesions = truth.with_voxels(np.ascontiguousarray(canvas.lesions[margin::fine][:count]))
     turned = [v.reorient(scan.orientation) for v in (ct, truth, lesions)]
     return Phantom(turned[0], turned[1], turned[2], spec)
+
+
+def paint_body(spec: Spec, axes: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Canvas:
+    """The patient on voxels at world `axes` (z, y, x), in the one breath of `spec`, before the scanner has seen it."""
+    body = Body(spec.subject, spec.acquisition)
+    canvas = Canvas.of(Space.of(Pose.of(spec.subject, spec.acquisition), axes))
+    tissue = Tissue(body)
+    paint_healthy(canvas, body, tissue)
+    paint_lesions(canvas, body, tissue, paint_healthy)
+    return canvas
+
+
+def paint_healthy(canvas: Canvas, body: Body, tissue: Tissue) -> None:
+    """The patient without lesions and devices; what is painted later covers what is there, or spares it."""
+    paint_wall(canvas, body, tissue)
+    paint_muscles(canvas, body, tissue)
+    paint_lungs(canvas, body, tissue)
+    paint_heart(canvas, body, tissue)
+    paint_bones(canvas, body)
+    paint_vessels(canvas, body, tissue)
+    paint_abdomen(canvas, body, tissue)

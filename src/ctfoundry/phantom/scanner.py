@@ -173,8 +173,37 @@ def scan_body(hu: Field, labels: UInt8[np.ndarray, "d h w"], scan: Acquisition) 
             grain = _streaked(colour(white[part], scan), streak[part], scan)
             grain *= factor[part, None, None] * deviation
             out[part] += grain
+    if scan.rim_hu > 0:
+        add_rim(out, labels, scan)
     out[:, radius > 1] = AIR
     return out
+
+
+RIM_MM = 9.0
+"""Over this distance inwards the rim of a truncated patient falls by e."""
+
+
+def add_rim(hu: Field, labels: UInt8[np.ndarray, "d h w"], scan: Acquisition) -> None:
+    """The bright rim of filtered backprojection where the patient reaches beyond the field, in place.
+
+    A projection cut off is a jump that the ramp filter answers with an overshoot; it falls inwards about exponentially
+    (Ohnesorge et al. 2000). Only directions in which there is patient at the edge are brightened.
+    """
+    h, w = labels.shape[1:]
+    half = scan.matrix / 2
+    y, x = np.meshgrid(np.arange(h) - (h - 1) / 2, np.arange(w) - (w - 1) / 2, indexing="ij")
+    inward = (1 - np.hypot(y, x) / half) * scan.field_mm / 2
+    band = (inward >= 0) & (inward < 5 * RIM_MM)
+    count = 180
+    angle = (np.arctan2(y[band], x[band]) / (2 * np.pi) * count).astype(int) % count
+    bright = (scan.rim_hu * np.exp(-inward[band] / RIM_MM)).astype(np.float32)
+    turn = np.arange(count) * 2 * np.pi / count
+    rows, columns = (np.rint(0.97 * half * f(turn) + (n - 1) / 2).astype(int) for f, n in ((np.sin, h), (np.cos, w)))
+    at_edge = labels[:, rows.clip(0, h - 1), columns.clip(0, w - 1)]
+    there = ((at_edge > 0) & (at_edge != IDS["table"])).astype(np.float32)
+    there = sum(np.roll(there, k, axis=1) * np.float32(1 / 9) for k in range(-4, 5))  # soft ends
+    for index in np.flatnonzero(there.any(axis=1)):
+        hu[index][band] += bright * there[index][angle]
 
 
 def _blur(hu: Field, scan: Acquisition) -> Field:

@@ -21,14 +21,17 @@ def tube(
     """Signed distance to a chain of round cones through body `points` (n, 3) with `radii` in millimetres, in its box.
 
     Between two points the radius changes linearly with the place of the nearest point of the axis. None: out of view.
+    In a child radii shrink with the body and the distance is one of the adult reference, as those on the lattice are.
     """
-    return tube_in_world(space, space.pose.world(np.asarray(points, dtype=np.float64)), radii, margin=margin)
+    points = np.asarray(points, dtype=np.float64)
+    radii = np.broadcast_to(np.asarray(radii, dtype=np.float64), len(points)) * space.pose.size(points[:, 2])
+    return tube_in_world(space, space.pose.world(points), radii, margin=margin)
 
 
 def tube_in_world(
     space: Space, world: np.ndarray, radii: float | Sequence[float] | np.ndarray, *, margin: float | None = None
 ) -> tuple[Slices, Field] | None:
-    """`tube` for points in world millimetres."""
+    """`tube` for points and radii in world millimetres."""
     radii = np.broadcast_to(np.asarray(radii, dtype=np.float64), len(world))
     extra = 1.5 * max(space.steps) if margin is None else margin
     box = _box(space, world, float(radii.max()) + extra)
@@ -41,6 +44,8 @@ def tube_in_world(
             inner = tuple(slice(p.start - s.start, p.stop - s.start) for p, s in zip(part, box, strict=True))
             near = distance[inner]
             np.minimum(near, _cone(space, part, a, b, ra, rb), out=near)
+    if space.size != 1:
+        distance /= np.float32(space.size)
     return box, distance
 
 

@@ -75,3 +75,21 @@ def sample(
     flat *= SIDE
     flat += index[2]
     return noise.ravel().take(flat)
+
+
+def smooth_sample(
+    key: Key, x: np.ndarray, y: np.ndarray, z: np.ndarray, *, blob_mm: float, grain: float = 6.0
+) -> Float32[np.ndarray, "..."]:
+    """`sample`, interpolated linearly: for shapes, which must lie in one place whatever grid they are painted on."""
+    noise = tile(grain).ravel()
+    scale = np.float32(grain / blob_mm)
+    offset = key.integers(0, SIDE, 3).astype(np.float32) + np.float32(SIDE * 64)
+    at = [c * scale + o for c, o in zip((z, y, x), offset, strict=True)]
+    low = [a.astype(np.int32) for a in at]
+    part = [a - b.astype(np.float32) for a, b in zip(at, low, strict=True)]
+    out = np.zeros(x.shape, dtype=np.float32)
+    for corner in np.ndindex(2, 2, 2):
+        i, j, k = ((b + c) & (SIDE - 1) for b, c in zip(low, corner, strict=True))
+        u, v, w = (p if c else 1 - p for p, c in zip(part, corner, strict=True))
+        out += noise.take((i * SIDE + j) * SIDE + k) * (u * v * w)
+    return out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
 from ctfoundry.keys import Key
@@ -44,17 +46,31 @@ def _mediastinum(body: Body, patch: Patch, side: int) -> np.ndarray:
     return smooth_min(vessels, spine, 12)
 
 
+def _lung(body: Body, patch: Patch, side: int) -> np.ndarray:
+    """Distance to a lung; its parts are joined on the voxels (`_paint_lung`), where corners are sharper."""
+    return np.asarray(np.maximum.reduce(_lung_sides(body, patch, side)))
+
+
+def _lung_sides(body: Body, patch: Patch, side: int) -> tuple[np.ndarray, ...]:
+    """Distances to chest wall, diaphragm, mediastinum and midline."""
+    return (
+        body.cage(patch)[0] + CHEST_WALL_MM,
+        0.75 * (body.diaphragm(patch) + 4 - patch.z),
+        1.5 - _mediastinum(body, patch, side),
+        2 - side * patch.x,
+    )
+
+
 def _paint_lung(canvas: Canvas, body: Body, tissue: Tissue, patch: Patch, side: int) -> None:
     key = body.key("lung", side)
-    cage = patch.fine(body.cage(patch)[0] + CHEST_WALL_MM)
-    floor = patch.fine(0.75 * (body.diaphragm(patch) + 4 - patch.z))
-    inner = patch.fine(1.5 - _mediastinum(body, patch, side))
-    distance = np.maximum(np.maximum(cage, floor), inner)
-    np.maximum(distance, patch.fine(2 - side * patch.x), out=distance)
+    sides = iter(_lung_sides(body, patch, side))
+    distance = patch.fine(next(sides))
+    for part in sides:
+        np.maximum(distance, patch.fine(part), out=distance)
     grain = sample(key, patch.x, patch.y, patch.z, blob_mm=16)
-    # Denser where the lung hangs lowest, and when the breath is shallow.
-    base = -845 + 22 * float(body.key("lung").normal().clip(-2, 2)) - 1.2 * body.acquisition.breath_mm
-    hu = patch.fine(base - 0.45 * patch.y + 16 * grain)
+    # Denser where the lung hangs lowest; its mass stays when it breathes.
+    base = -845 + 22 * float(body.key("lung").normal().clip(-2, 2))
+    hu = patch.fine((base - 0.45 * patch.y + 16 * grain + 1000) * canvas.space.shrinkage(patch) - 1000)
     canvas.paint(patch.box, distance, hu, None)
     mask = canvas.share(distance) >= 0.5
     tilt, lift, level = key("fissure").normal(3).clip(-2, 2) * body.subject.variety
@@ -69,9 +85,10 @@ def _paint_lung(canvas: Canvas, body: Body, tissue: Tissue, patch: Patch, side: 
         _paint_fissure(canvas, patch, np.maximum(np.abs(horizontal) - 0.5, -oblique), mask)
     np.copyto(labels, ids.astype(np.uint8), where=mask)
     _paint_fissure(canvas, patch, np.abs(oblique * np.float32(0.7)) - 0.5, mask)
-    target = points_inside(key, patch, mask, 130)
+    low, high = (min(0, side * 140), -110, 120), (max(0, side * 140), 110, 490)
+    target = points_inside(key, lambda points: _lung(body, points, side), low, high, 170)
     if len(target) > 8:
-        hilum = np.array([side * 24.0, 4 + float(body.spine(340.0)) + 28, 340 - 0.4 * body.acquisition.breath_mm])
+        hilum = np.array([side * 24.0, 4 + float(body.spine(340.0)) + 28, 340])
         blood = 0.5 * (tissue("right_heart") + tissue("artery"))
         paint_tree(canvas, hilum, target, blood, over=LUNGS, leaf_mm=1.15)
 
@@ -81,16 +98,14 @@ def _paint_fissure(canvas: Canvas, patch: Patch, distance: np.ndarray, mask: np.
     canvas.hu[patch.box] += share * np.float32(220)
 
 
-def points_inside(key: Key, patch: Patch, mask: np.ndarray, count: int) -> np.ndarray:
-    """Body points spread at random over a mask: the first `count` of many random lattice points that lie in it."""
-    d, h, w = patch.x.shape
-    pick = key("targets").integers(0, d * h * w, count * 12)
-    index = np.stack(np.unravel_index(pick, (d, h, w)), axis=1)
-    steps = [(n - 1) / (m - 1) for n, m in zip(mask.shape, (d, h, w), strict=True)]
-    near = np.minimum(np.rint(index * steps).astype(int), np.array(mask.shape) - 1)
-    inside = mask[near[:, 0], near[:, 1], near[:, 2]]
-    place = pick[inside][:count]
-    return np.stack([patch.x.ravel()[place], patch.y.ravel()[place], patch.z.ravel()[place]], axis=1)
+def points_inside(
+    key: Key, distance: Callable[[Patch], np.ndarray], low: Sequence[float], high: Sequence[float], count: int
+) -> np.ndarray:
+    """`count` body points spread at random in a shape within a box: the same in every scan of the patient."""
+    points = key("targets").uniform(0, 1, (count * 12, 3)) * (np.array(high) - low) + low
+    x, y, z = points.T.astype(np.float32)
+    nowhere = Patch((slice(0), slice(0), slice(0)), x, y, z, (1, 1, 1))
+    return np.asarray(points[distance(nowhere) < 0][:count])
 
 
 def paint_heart(canvas: Canvas, body: Body, tissue: Tissue) -> None:

@@ -35,8 +35,9 @@ def paint_tree(
             order = np.argsort(group[:, axis], kind="stable")
             half = len(group) // 2
             todo += [(fork, group[order[:half]]), (fork, group[order[half:]])]
-    world = canvas.space.pose.world(np.array(ends)).reshape(-1, 2, 3)
-    for line, radius in zip(world, radii, strict=True):
+    pose = canvas.space.pose
+    world = pose.world(np.array(ends)).reshape(-1, 2, 3)
+    for line, radius in zip(world, np.array(radii) * pose.size(np.array(ends)[::2, 2]), strict=True):
         found = tube_in_world(canvas.space, line, [radius, radius * 0.85])
         if found is not None:
             canvas.paint(*found, hu, None, over=over)

@@ -38,7 +38,7 @@ def paint_wall(canvas: Canvas, body: Body, tissue: Tissue) -> None:
         canvas.paint(slab.box, outer, own, "skin")
         texture = fat + np.float32(9) * slab.fine(grain[planes])
         canvas.paint(slab.box, outer + np.float32(SKIN_MM), texture, "subcutaneous_fat")
-    if body.subject.sex == "female":
+    if body.breasts:
         _paint_breasts(canvas, body, fat_key)
     muscle = tissue("muscle") - 14 * max(1 - body.subject.muscle, 0) / 0.25
     # Fat lies between the fibres of weak muscles: the texture then dips deep.
