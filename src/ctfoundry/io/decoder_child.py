@@ -1,7 +1,7 @@
-"""Run as a program by `decoding`: decodes compressed slices whose paths it is told, one a line.
+"""Run as a program by `decoding`: decodes the compressed slices that it is told of, one a line.
 
 It stands alone (no import of ctfoundry, which would bring torch) because a decoder written in C++ may end its process on
-damaged bytes. Answer to each path: a line of JSON, and behind it the bytes of the array when there is one.
+damaged bytes. Answer to each request: a line of JSON, and behind it the bytes of the array when there is one.
 """
 
 from __future__ import annotations
@@ -9,16 +9,39 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from typing import Any
 
 MEMORY = 4 << 30
 """Address space for decoding one slice, in bytes: a codestream that declares more than that fails here."""
 
 
+def decode(request: dict[str, Any]) -> Any:
+    """The stored numbers (h, w) of one frame: `path`, its `pieces` [(byte, length)], `syntax` and what the header declares."""
+    from pydicom.encaps import encapsulate
+    from pydicom.pixels import get_decoder
+
+    with open(request["path"], "rb") as file:
+        pieces = []
+        for at, length in request["pieces"]:
+            file.seek(at)
+            pieces.append(file.read(length))
+    numbers, _ = get_decoder(request["syntax"]).as_array(
+        encapsulate([b"".join(pieces)], has_bot=False),
+        raw=True,
+        index=0,
+        decoding_plugin=request.get("plugin", ""),
+        number_of_frames=1,
+        samples_per_pixel=1,
+        photometric_interpretation="MONOCHROME2",  # either kind of grey is decoded alike
+        pixel_keyword="PixelData",
+        **request["pixels"],
+    )
+    return numbers
+
+
 def main() -> None:
     """Answer until the input ends."""
     import numpy as np
-    import pydicom
-    from pydicom.pixels import pixel_array
 
     try:
         import resource
@@ -29,10 +52,10 @@ def main() -> None:
     warnings.simplefilter("ignore")
     for line in sys.stdin:
         try:
-            numbers = np.ascontiguousarray(pixel_array(pydicom.dcmread(json.loads(line), force=True), raw=True))
+            numbers = np.ascontiguousarray(decode(json.loads(line)))
             answer, body = {"dtype": numbers.dtype.str, "shape": numbers.shape}, numbers.tobytes()
         except Exception as error:  # decoders raise many types; the parent names the file
-            answer, body = {"error": (str(error) or type(error).__name__).splitlines()[0][:300]}, b""
+            answer, body = {"error": " ".join((str(error) or type(error).__name__).split())[:300]}, b""
         sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n" + body)
         sys.stdout.buffer.flush()
 

@@ -1,24 +1,25 @@
 """CT series in DICOM: which files are slices, and the volume that they form.
 
 Plain pixel numbers are read straight from the file into the volume; compressed ones are decoded by pydicom with whatever
-decoders are installed (`decoding`). Rescale slope and intercept are each slice's own (PS3.3 C.11.1).
+decoders are installed (`decoding`). Rescale slope and intercept are each slice's own (PS3.3 C.11.1). Photometric
+Interpretation says how stored numbers are shown, not what they mean (C.7.6.3.1.2): MONOCHROME1 is not inverted.
 """
 
 from __future__ import annotations
 
 import os
-import struct
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from functools import partial
+from math import isfinite, prod
 
 import numpy as np
 
 from ctfoundry.errors import NotAScanError, ReadError, TruncatedError
-from ctfoundry.io import kinds, stack
+from ctfoundry.io import decoding, enhanced, kinds, regrid, stack
 from ctfoundry.io.decoding import Decoders
-from ctfoundry.io.dicom_header import BIG_ENDIAN, DEFLATED, Header
+from ctfoundry.io.dicom_header import BIG_ENDIAN, DEFLATED, Header, read_header
 from ctfoundry.io.stream import CAP, Stream, check_cap
 from ctfoundry.volume import AIR, Kind, Volume
 
@@ -27,8 +28,6 @@ CT_CLASS = "1.2.840.10008.5.1.4.1.1.2"
 
 _CLASSES = {  # SOP classes (PS3.4 B.5) that are met beside CT slices, and what a reader calls them
     "1.2.840.10008.1.3.10": "DICOMDIR",
-    "1.2.840.10008.5.1.4.1.1.2.1": "enhanced multi-frame CT",
-    "1.2.840.10008.5.1.4.1.1.2.2": "enhanced multi-frame CT",
     "1.2.840.10008.5.1.4.1.1.7": "secondary capture",
     "1.2.840.10008.5.1.4.1.1.11": "presentation state",
     "1.2.840.10008.5.1.4.1.1.66": "registration or raw data",
@@ -42,16 +41,20 @@ _CLASSES = {  # SOP classes (PS3.4 B.5) that are met beside CT slices, and what 
     "1.2.840.10008.5.1.4.1.1.481.5": "plan (RTPLAN)",
 }
 
+NO_PLACE = "no position in the patient"
+"""Reason for slices without Image Position or Image Orientation."""
 DAMAGED = "damaged DICOM file"
 """Reason for files that begin as DICOM and cannot be parsed."""
 
 _BITS = 16
+_LUNG_HU = -500
 
 
 def why_not(header: Header) -> str | None:
     """The reason why a DICOM file is no CT slice, None when it is one."""
     name = header.sop_class
-    while name and name != CT_CLASS:
+    is_enhanced = enhanced.is_enhanced(header)
+    while name and name != CT_CLASS and not is_enhanced:
         if name in _CLASSES:
             return _CLASSES[name]
         name = name.rpartition(".")[0]
@@ -59,7 +62,7 @@ def why_not(header: Header) -> str | None:
         return DAMAGED
     if header.modality != "CT":
         return f"not CT ({header.modality[:16] or 'no modality'})"
-    if header.sop_class not in (CT_CLASS, ""):
+    if not is_enhanced and header.sop_class not in (CT_CLASS, ""):
         return "other DICOM object"
     if "LOCALIZER" in header.image_type.upper():
         return "localizer"
@@ -67,15 +70,37 @@ def why_not(header: Header) -> str | None:
         return "no pixels"
     if header.samples != 1:
         return "colour image"
-    if header.frames != 1:
+    if header.frames != 1 and not is_enhanced:
         return "multi-frame image"
-    if (
-        len(header.position) != 3
-        or len(header.orientation) != 6
-        or not np.isfinite(header.position + header.orientation).all()
-    ):
-        return "no position in the patient"
+    if not is_enhanced and not is_placed(header):
+        return NO_PLACE
     return None
+
+
+def is_placed(header: Header) -> bool:
+    """Whether a slice says where it lies."""
+    return (
+        len(header.position) == 3
+        and len(header.orientation) == 6
+        and all(map(isfinite, header.position + header.orientation))
+    )
+
+
+def slices_of(path: str, start: bytes | None = None) -> list[Header] | str:
+    """The CT slices of a DICOM file: one, or the frames of an enhanced image; or the reason why it holds none.
+
+    Raises ReadError when the file cannot be parsed.
+    """
+    header = read_header(path, start)
+    reason = why_not(header)
+    if reason is not None:
+        return reason
+    if not enhanced.is_enhanced(header):
+        return [header]
+    frames = [f for f in enhanced.frames(header) if "LOCALIZER" not in f.image_type.upper()]
+    if not all(map(is_placed, frames)):
+        return NO_PLACE
+    return frames or "localizer"
 
 
 def default_threads() -> int:
@@ -84,33 +109,58 @@ def default_threads() -> int:
 
 
 def read_stack(
-    headers: Sequence[Header], where: str, *, kind: Kind | None = None, cap: int = CAP, threads: int | None = None
+    headers: Sequence[Header],
+    where: str,
+    *,
+    kind: Kind | None = None,
+    cap: int = CAP,
+    threads: int | None = None,
+    allow_gaps: bool = False,
 ) -> Volume:
-    """The volume of slices of one group (`stack.group`), in any order.
+    """The volume of slices of one group (`parts.split`), in any order.
 
     The kind is "hu" when every slice has a rescale slope and intercept whose type is HU or not given; otherwise it is
-    recognised by the values (`kinds`). `where` names the series in errors.
+    recognised by the values (`kinds`). A gantry tilt is undone, and said in `notes`. `where` names the series in errors.
 
-    Raises GeometryError and its kind (`stack.arrange`), TooLargeError, TruncatedError, ReadError.
+    Parameters
+    ----------
+    allow_gaps : resample missing slices and irregular distances instead of raising their errors (`stack.plan`).
+
+    Raises GeometryError and its kind (`stack.plan`), TooLargeError, TruncatedError, ReadError.
     """
-    ordered, affine = stack.arrange(headers, where)
-    first = ordered[0]
-    check_cap(len(ordered) * first.rows * first.columns * 2, cap, where)
-    for header in ordered:
+    plan = stack.plan(headers, where, allow_gaps=allow_gaps)
+    ordered, first = plan.headers, plan.headers[0]
+    size = max(len(ordered) * first.rows * first.columns, prod(plan.grid.shape))
+    check_cap(size * 2, cap, where)
+    for header in {h.path: h for h in ordered}.values():
         check_pixels(header)
     threads = threads or default_threads()
     with warnings.catch_warnings(), Decoders() as decoders:  # around the threads: warning filters belong to the process
         warnings.simplefilter("ignore")
         if all(h.allocated <= _BITS and _is_whole(h) for h in ordered):
-            voxels, valid = _read_whole(ordered, threads, decoders)
+            voxels, valid, padded = _read_whole(ordered, threads, decoders)
         else:
-            voxels, valid = None, None
+            voxels, valid, padded = None, None, 0
         if voxels is None:
-            check_cap(len(ordered) * first.rows * first.columns * 4, cap, where)
-            voxels = _read_float(ordered, threads, decoders)
+            check_cap(size * 4, cap, where)
+            voxels, valid, padded = _read_float(ordered, threads, decoders)
     kind = "hu" if kind is None and all(_says_hu(h) for h in ordered) else kinds.decide(voxels, kind, where)
+    if kind == "hu" and valid is not None:
+        voxels[~valid] = AIR
     voxels, more = kinds.finished(voxels, kind)
-    return Volume(voxels, affine, kind, valid=more if valid is None else valid, source="dicom")
+    if more is not None:
+        valid = more if valid is None else valid & more
+    notes = plan.notes
+    if padded and kind == "hu":
+        notes += (f"{padded:,} voxels of a Pixel Padding Value that would be tissue became air",)
+    if plan.shift is not None or plan.between is not None:
+        if kind == "label":
+            raise NotAScanError(
+                "is a label map on tilted or uneven slices", where=where, do="resample it by its labels"
+            )
+        fill = AIR if kind == "hu" else float(voxels.min())
+        voxels, valid = regrid.regrid(plan, voxels, valid, fill, partial(_each, threads=threads))
+    return Volume(voxels, plan.grid.affine, kind, valid=valid, source="dicom", notes=notes)
 
 
 def _says_hu(header: Header) -> bool:
@@ -134,18 +184,18 @@ def check_pixels(header: Header) -> None:
     """Compare what the header says of its pixels with itself and with the file's length, before anything is allocated."""
     if header.allocated not in (8, 16, 32) or not 1 <= header.stored <= header.allocated:
         raise ReadError(f"stores {header.stored} bits in {header.allocated}", where=header.path)
-    if header.high_bit != header.stored - 1:
+    if not header.stored <= header.high_bit + 1 <= (header.allocated if header.plain else header.stored):
         raise ReadError(f"puts {header.stored} bits below bit {header.high_bit}, an old form", where=header.path)
     if header.photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise NotAScanError(f"is {header.photometric or 'of no kind of grey'}", where=header.path)
     if not header.plain:
-        _check_fragments(header)
+        decoding.frames_of(header)
         return
-    need = header.rows * header.columns * header.allocated // 8
+    need = header.rows * header.columns * header.allocated // 8 * header.frames
     if header.length not in (need, need + need % 2):
         error = TruncatedError if header.length < need else ReadError
         raise error(
-            f"has {header.length:,} bytes of pixels, where {header.columns}x{header.rows} need {need:,}",
+            f"has {header.length:,} bytes of pixels, where {header.columns}x{header.rows}{_times(header)} need {need:,}",
             where=header.path,
             do="copy or download the file again",
         )
@@ -157,21 +207,8 @@ def check_pixels(header: Header) -> None:
         )
 
 
-def _check_fragments(header: Header) -> None:
-    """Walk the fragments of compressed pixels to their end (PS3.5 A.4); decoders take a cut one without a word."""
-    if header.pixels < 0 or header.length >= 0:
-        return
-    size, at = os.path.getsize(header.path), header.pixels
-    with open(header.path, "rb", buffering=0) as file:
-        while at + 8 <= size:
-            file.seek(at)
-            group, number, length = struct.unpack("<HHI", file.read(8))
-            if (group, number) == (0xFFFE, 0xE0DD):
-                return
-            if (group, number) != (0xFFFE, 0xE000):
-                raise ReadError("its compressed pixels are no list of fragments", where=header.path)
-            at += 8 + length
-    raise TruncatedError("ends within its compressed pixels", where=header.path, do="copy or download the file again")
+def _times(header: Header) -> str:
+    return f"x{header.frames}" if header.frames > 1 else ""
 
 
 def _each(count: int, work: Callable[[int], None], threads: int) -> None:
@@ -184,26 +221,33 @@ def _each(count: int, work: Callable[[int], None], threads: int) -> None:
             pass
 
 
-def _read_whole(headers: list[Header], threads: int, decoders: Decoders) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """(HU as int16, valid or None); (None, None) when some value does not fit."""
+def _read_whole(
+    headers: list[Header], threads: int, decoders: Decoders
+) -> tuple[np.ndarray | None, np.ndarray | None, int]:
+    """(HU as int16, valid or None, padding that would be tissue); (None, None, 0) when some value does not fit."""
     first = headers[0]
     out = np.empty((len(headers), first.rows, first.columns), dtype=np.int16)
     measured: dict[int, np.ndarray] = {}
     too_wide: list[int] = []
+    padded = [0] * len(headers)
 
     def one(k: int) -> None:
         if too_wide:
             return
         header = headers[k]
         slope, intercept = (int(v) for v in _rescale(header))
-        stored = _stored(header, out[k], decoders)
+        stored, padding = _stored(header, out[k], decoders)
         low, high = sorted(v * slope + intercept for v in (int(stored.min()), int(stored.max())))
+        if padding is not None:
+            measured[k] = ~padding
+            padded[k] = _tissue(header, padding)
         if high > 32767:
             too_wide.append(k)
         elif low < -32768:  # fill that only becomes so low by the intercept
             wide = stored.astype(np.int64) * slope + intercept
-            measured[k] = wide > kinds.FILL_HU
-            out[k] = np.where(measured[k], wide, AIR)
+            fill = wide <= kinds.FILL_HU
+            out[k] = np.where(fill, AIR, wide)
+            measured[k] = measured.get(k, True) & ~fill
         else:
             if stored.base is not out:
                 out[k] = stored.astype(np.int16)  # wraps; see below
@@ -213,60 +257,105 @@ def _read_whole(headers: list[Header], threads: int, decoders: Decoders) -> tupl
             if intercept != 0:
                 np.add(out[k], np.array(intercept).astype(np.int16), out=out[k])
             if low <= kinds.FILL_HU:
-                measured[k] = out[k] > kinds.FILL_HU
-                out[k][~measured[k]] = AIR
+                fill = out[k] <= kinds.FILL_HU
+                out[k][fill] = AIR
+                measured[k] = measured.get(k, True) & ~fill
 
     _each(len(headers), one, threads)
     if too_wide:
-        return None, None
-    if not measured:
-        return out, None
-    valid = np.ones(out.shape, dtype=bool)
-    for k, mask in measured.items():
-        valid[k] = mask
-    return out, valid
+        return None, None, 0
+    return out, _assembled(measured, out.shape), sum(padded)
 
 
-def _read_float(headers: list[Header], threads: int, decoders: Decoders) -> np.ndarray:
-    """Rescaled values as float32, computed in float64."""
+def _read_float(headers: list[Header], threads: int, decoders: Decoders) -> tuple[np.ndarray, np.ndarray | None, int]:
+    """(rescaled values as float32, computed in float64; valid or None; padding that would be tissue)."""
     first = headers[0]
     out = np.empty((len(headers), first.rows, first.columns), dtype=np.float32)
+    measured: dict[int, np.ndarray] = {}
+    padded = [0] * len(headers)
 
     def one(k: int) -> None:
         slope, intercept = _rescale(headers[k])
-        out[k] = _stored(headers[k], None, decoders).astype(np.float64) * slope + intercept
+        stored, padding = _stored(headers[k], None, decoders)
+        out[k] = stored.astype(np.float64) * slope + intercept
+        if padding is not None:
+            measured[k] = ~padding
+            padded[k] = _tissue(headers[k], padding)
 
     _each(len(headers), one, threads)
-    return out
+    return out, _assembled(measured, out.shape), sum(padded)
 
 
-def _stored(header: Header, out: np.ndarray | None, decoders: Decoders) -> np.ndarray:
-    """The stored pixel numbers of a slice (h, w), put into the memory of `out` (int16) where they are 16 bits."""
+def _assembled(measured: dict[int, np.ndarray], shape: tuple[int, ...]) -> np.ndarray | None:
+    if not measured:
+        return None
+    valid = np.ones(shape, dtype=bool)
+    for k, mask in measured.items():
+        valid[k] = mask
+    return valid
+
+
+def _tissue(header: Header, padding: np.ndarray) -> int:
+    """How many padding voxels would be something denser than lung: worth a note, because some scanners misuse the value."""
+    slope, intercept = _rescale(header)
+    assert header.padding is not None
+    return int(padding.sum()) if max(v * slope + intercept for v in header.padding) > _LUNG_HU else 0
+
+
+def _stored(header: Header, out: np.ndarray | None, decoders: Decoders) -> tuple[np.ndarray, np.ndarray | None]:
+    """(stored pixel numbers (h, w), which are padding or None); in the memory of `out` (int16) where they are 16 bits.
+
+    Padding is replaced by the smallest number of the slice, so that it never decides about types.
+    """
     if not header.plain or (header.syntax == BIG_ENDIAN and header.allocated == 8):
-        return decoders.decode(header)
+        numbers = decoders.decode(header)
+    else:
+        numbers = _plain(header, out, decoders)
+    if header.padding is None:
+        _clear_unused_bits(numbers, header)
+        return numbers, None
+    # Some scanners write a padding value that does not fit into the stored bits; then all bits count.
+    low, high = header.padding
+    least = -(1 << (header.stored - 1)) if header.signed else 0
+    fits = least <= low and high < least + (1 << header.stored)
+    padding = None if fits else (numbers >= low) & (numbers <= high)
+    _clear_unused_bits(numbers, header)
+    if padding is None:
+        padding = (numbers >= low) & (numbers <= high)
+    if not padding.any():
+        return numbers, None
+    if not numbers.flags.writeable:
+        numbers = numbers.copy()
+    numbers[padding] = 0 if padding.all() else numbers[~padding].min()
+    return numbers, padding
+
+
+def _plain(header: Header, out: np.ndarray | None, decoders: Decoders) -> np.ndarray:
+    """Numbers that are not compressed, except by deflate with the whole data set."""
     dtype = np.dtype(f"{'i' if header.signed else 'u'}{header.allocated // 8}")
     if out is not None and dtype.itemsize == out.itemsize:
         numbers = out.view(dtype)
     else:
         numbers = np.empty((header.rows, header.columns), dtype=dtype)
-    with Stream(header.path, "raw" if header.syntax != DEFLATED else "deflate", header.start) as stream:
-        stream.fill(numbers.data.cast("B"), header.pixels - header.start)
+    target = numbers.data.cast("B")
+    if header.syntax == DEFLATED:
+        target[:] = decoders.inflated(header)[header.frame * len(target) :][: len(target)]
+    else:
+        with Stream(header.path) as stream:
+            stream.fill(target, header.pixels + header.frame * len(target))
     if header.syntax == BIG_ENDIAN:
         numbers.byteswap(inplace=True)
-    _clear_unused_bits(numbers, header)
+    unused = header.high_bit + 1 - header.stored
+    if unused:
+        numbers >>= unused
     return numbers
 
 
 def _clear_unused_bits(numbers: np.ndarray, header: Header) -> None:
     """Bits above the stored ones may hold anything (overlays once did); shift them out, keeping the sign."""
     unused = header.allocated - header.stored
-    if unused:
+    if unused and header.plain:
         info = 1 << (header.stored - 1) if header.signed else 1 << header.stored
         if numbers.max() >= info or (header.signed and numbers.min() < -info):
             numbers <<= unused
             numbers >>= unused
-
-
-def series_name(headers: Sequence[Header]) -> str:
-    """How errors name a series: its folder and UID."""
-    return f"{Path(headers[0].path).parent}#{headers[0].series}"

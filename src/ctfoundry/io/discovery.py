@@ -13,8 +13,9 @@ from pathlib import Path
 
 from ctfoundry.errors import CTFoundryError, ReadError
 from ctfoundry.geometry import Grid
-from ctfoundry.io import dicom, names, raw, reading, stack
+from ctfoundry.io import dicom, enhanced, names, parts, raw, reading, stack
 from ctfoundry.io.dicom_header import Header, read_header
+from ctfoundry.io.parts import Part
 from ctfoundry.io.raw import Format
 from ctfoundry.io.stream import CAP
 from ctfoundry.volume import Kind, Volume
@@ -23,6 +24,8 @@ SINGLE = "single slice"
 """Reason for a DICOM slice that has no other of its series, size and orientation."""
 NO_SCAN_FILE = "not a scan file"
 """Reason for files in none of the formats."""
+LINK, DEVICE, BROKEN_LINK = "link to a folder", "pipe, socket or device", "broken link"
+"""Reasons for entries that are not opened."""
 
 _LABEL_WORDS = ("mask", "label", "labels", "seg", "segmentation", "gtv", "roi", "contour")
 
@@ -38,7 +41,9 @@ class Facts:
     contrast : Contrast/Bolus Agent given, whatever it says.
     image_type : values of Image Type.
     body_part, manufacturer, model : as given.
-    tilt_deg : gantry tilt found from the positions (not the tag), 0 where there is none.
+    tilt_deg : gantry tilt found from the positions (not the tag), without sign, 0 where there is none.
+
+    Where slices of one part differ, it is what the first one says.
     """
 
     description: str = ""
@@ -61,7 +66,7 @@ class Found:
 
     Attributes
     ----------
-    paths : its file, or its slices in the order of their positions. Private: they may name a patient.
+    paths : its file, or its files in the order of their slices' positions. Private: they may name a patient.
     format : "dicom", "nifti", "nrrd" or "metaimage".
     modality : "CT" for DICOM; other formats do not say.
     series, study, patient : UIDs and Patient ID as the DICOM files give them, raw: salt them before they go anywhere.
@@ -72,6 +77,8 @@ class Found:
     facts : what DICOM headers say of how it was taken; None for other formats.
     part : which part of its series this is ("acquisition 2", "phase 30%", ...) where the series was split; "" otherwise.
     notes : what reading it will do to it, such as undoing a gantry tilt; the same texts stand in `Volume.notes`.
+    folder : for DICOM, the smallest folder that holds all slices of its series.
+    frames : the frames that it takes from each of `paths`, where these are multi-frame files; else empty.
     """
 
     paths: tuple[Path, ...]
@@ -87,6 +94,8 @@ class Found:
     facts: Facts | None = None
     part: str = ""
     notes: tuple[str, ...] = ()
+    folder: Path | None = None
+    frames: tuple[tuple[int, ...], ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -100,16 +109,25 @@ class Found:
 
     @property
     def name(self) -> str:
-        """What `read` accepts for it: the file, or FOLDER#SeriesInstanceUID."""
-        return f"{self.path.parent}#{self.series}" if self.format == "dicom" else str(self.path)
+        """What `read` accepts for it: the file, or FOLDER#SeriesInstanceUID, with @PART where the series was split."""
+        if self.format != "dicom":
+            return str(self.path)
+        return f"{self.folder or self.path.parent}#{self.series}{f'@{self.part}' if self.part else ''}"
 
-    def read(self, *, kind: Kind | None = None, cap: int = CAP, threads: int | None = None) -> Volume:
+    def read(
+        self, *, kind: Kind | None = None, cap: int = CAP, threads: int | None = None, allow_gaps: bool = False
+    ) -> Volume:
         """Read it; as `io.read`, and exactly these slices."""
         if self.format != "dicom":
             return reading.read(self.path, kind=kind, cap=cap)
         try:
-            headers = [read_header(str(path)) for path in self.paths]
-            return dicom.read_stack(headers, self.name, kind=kind, cap=cap, threads=threads)
+            headers: list[Header] = []
+            for k, path in enumerate(self.paths):
+                slices = dicom.slices_of(str(path))
+                if isinstance(slices, str):
+                    raise ReadError(f"is no longer a CT slice: {slices}", where=path, do="search the folder again")
+                headers += [h for h in slices if not self.frames or h.frame in self.frames[k]]
+            return dicom.read_stack(headers, self.name, kind=kind, cap=cap, threads=threads, allow_gaps=allow_gaps)
         except OSError as error:
             raise ReadError(f"cannot be read ({error.strerror or error})", where=self.name) from error
 
@@ -144,8 +162,9 @@ class Discovery:
 def discover(root: str | os.PathLike[str], *, deep: bool = True) -> Discovery:
     """All volumes in the folder `root` (and, if `deep`, below), in the order of their paths; pixels are not read.
 
-    Links to folders are not followed. DICOM slices are grouped over the whole tree by series, size, in-plane spacing and
-    orientation. A file that looks like a scan but has a broken header is listed with its problem.
+    Links to folders are not followed; pipes, sockets and devices are not opened. DICOM slices are grouped over the whole tree
+    by series and split where a series holds several volumes (`parts`). A file that looks like a scan but has a broken header
+    is listed with its problem.
 
     Raises ReadError when `root` is not a folder.
     """
@@ -160,22 +179,25 @@ def discover(root: str | os.PathLike[str], *, deep: bool = True) -> Discovery:
         if fmt is None:
             skips.append(Skip(path, reason))
         elif fmt == "dicom":
-            result = _slice(str(path), start)
-            if isinstance(result, Header):
-                headers.append(result)
-            else:
+            result = _slices(str(path), start)
+            if isinstance(result, list):
+                headers += result
+            elif isinstance(result, str):
                 skips.append(Skip(path, result))
+            else:
+                found.append(Found((path,), "dicom", "CT", problem=result))
         else:
             item, data = _from_file(path, fmt)
             found.append(item)
             data_files.add(data)
-    for slices in stack.group(headers):
-        if len(slices) > 1:
-            found.append(_from_slices(slices))
-        else:
-            skips.append(Skip(Path(slices[0].path), SINGLE))
-    skips = [s for s in skips if s.path.resolve() not in data_files]  # the numbers of .mhd, .nhdr and .hdr are no junk
-    return Discovery(folder, tuple(sorted(found, key=lambda f: f.paths)), tuple(skips))
+    volumes, lone = parts.split(headers)
+    found += map(_from_part, volumes)
+    skips += [Skip(Path(h.path), SINGLE) for h in lone]
+    if data_files:
+        # The numbers of .mhd, .nhdr and .hdr are no junk.
+        suspects = {path.name for path in data_files}
+        skips = [s for s in skips if s.path.name not in suspects or s.path.resolve() not in data_files]
+    return Discovery(folder, tuple(sorted(found, key=lambda f: (f.paths[0], f.paths[-1], f.part))), tuple(skips))
 
 
 def slices_in(folder: Path, *, deep: bool = True) -> tuple[list[Header], Counter[str]]:
@@ -183,25 +205,41 @@ def slices_in(folder: Path, *, deep: bool = True) -> tuple[list[Header], Counter
     headers: list[Header] = []
     skipped: Counter[str] = Counter()
     for path, fmt, start, reason in _files(folder, deep=deep):
-        result = _slice(str(path), start) if fmt == "dicom" else reason or f"{fmt} file"
-        if isinstance(result, Header):
-            headers.append(result)
+        result = _slices(str(path), start) if fmt == "dicom" else reason or f"{fmt} file"
+        if isinstance(result, list):
+            headers += result
         else:
-            skipped[result] += 1
+            skipped[result if isinstance(result, str) else dicom.DAMAGED] += 1
     return headers, skipped
 
 
 def _files(folder: Path, *, deep: bool) -> Iterator[tuple[Path, Format | None, bytes, str]]:
-    """(path, format, first bytes, reason when there is no format) of every file, in the order of paths."""
-    for parent, below, files in os.walk(folder):
-        below.sort()
-        if not deep:
-            below.clear()
-        for name in sorted(files):
-            path = Path(parent, name)
+    """(path, format, first bytes, reason when there is no format) of every file, in the order of paths.
+
+    Only one folder's names are in memory at a time.
+    """
+    waiting = [str(folder)]
+    while waiting:
+        parent = waiting.pop()
+        try:
+            with os.scandir(parent) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            yield Path(parent), None, b"", f"cannot be opened ({error.strerror})"
+            continue
+        below = []
+        for entry in listed:
+            path = Path(entry.path)
+            start, fmt = b"", None
             try:
-                with open(path, "rb", buffering=0) as file:
-                    start = file.read(reading.START)
+                if entry.is_dir(follow_symlinks=False):
+                    below.append(entry.path)
+                    continue
+                if not entry.is_file():
+                    reason = LINK if entry.is_dir() else DEVICE if os.path.exists(path) else BROKEN_LINK
+                    yield path, None, b"", reason
+                    continue
+                start = _start_of(entry.path)
                 fmt = reading.format_of(path, start)
             except OSError as error:
                 yield path, None, b"", f"cannot be opened ({error.strerror})"
@@ -211,28 +249,52 @@ def _files(folder: Path, *, deep: bool) -> Iterator[tuple[Path, Format | None, b
                 yield path, None, start, reason
             else:
                 yield path, fmt, start, ""
+        if deep:
+            waiting += reversed(below)
 
 
-def _slice(path: str, start: bytes) -> Header | str:
-    """The header of a CT slice, or the reason why the file is none."""
+def _start_of(path: str) -> bytes:
+    """The first bytes of a file; a pipe that took its place meanwhile does not block."""
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
-        header = read_header(path, start)
-    except (ReadError, OSError):
+        return os.read(number, reading.START)
+    finally:
+        os.close(number)
+
+
+def _slices(path: str, start: bytes) -> list[Header] | str | CTFoundryError:
+    """The slices of a DICOM file; or why it holds none; or what is wrong with a multi-frame image."""
+    try:
+        return dicom.slices_of(path, start)
+    except ReadError as error:
+        try:
+            header = read_header(path, start)
+        except (ReadError, OSError):
+            return dicom.DAMAGED
+        return error if enhanced.is_enhanced(header) else dicom.DAMAGED
+    except OSError:
         return dicom.DAMAGED
-    return dicom.why_not(header) or header
 
 
-def _from_slices(slices: list[Header]) -> Found:
-    first, grid, problem = slices[0], None, None
+def _from_part(part: Part) -> Found:
+    slices, first, grid, problem = part.headers, part.headers[0], None, None
+    notes: tuple[str, ...] = ()
+    tilt = 0.0
     try:
-        slices, affine = stack.arrange(slices, dicom.series_name(slices))
-        grid = Grid((len(slices), first.rows, first.columns), affine)
-        for header in slices:
+        plan = stack.plan(slices, part.where)
+        slices, grid, notes, tilt = plan.headers, plan.grid, plan.notes, plan.tilt_deg
+        for header in {h.path: h for h in slices}.values():
             dicom.check_pixels(header)
     except CTFoundryError as error:
         problem = error
+    except OSError as error:
+        problem = ReadError(f"cannot be read ({error.strerror or error})", where=part.where)
+    frames: dict[str, list[int]] = {}
+    for header in slices:
+        frames.setdefault(header.path, []).append(header.frame)
+    several = any(enhanced.is_enhanced(h) for h in slices)
     return Found(
-        paths=tuple(Path(h.path) for h in slices),
+        paths=tuple(map(Path, frames)),
         format="dicom",
         modality="CT",
         series=first.series,
@@ -240,6 +302,28 @@ def _from_slices(slices: list[Header]) -> Found:
         patient=first.patient,
         grid=grid,
         problem=problem,
+        facts=_facts(slices[0], tilt),
+        part=part.name,
+        notes=notes,
+        folder=Path(part.folder),
+        frames=tuple(tuple(sorted(f)) for f in frames.values()) if several else (),
+    )
+
+
+def _facts(header: Header, tilt_deg: float) -> Facts:
+    return Facts(
+        description=header.description,
+        number=header.number,
+        acquisition=header.acquisition,
+        kernel=header.kernel,
+        kvp=header.kvp,
+        thickness_mm=header.thickness,
+        contrast=header.contrast,
+        image_type=tuple(word.strip() for word in header.image_type.split("\\")) if header.image_type else (),
+        body_part=header.body_part,
+        manufacturer=header.manufacturer,
+        model=header.model,
+        tilt_deg=tilt_deg,
     )
 
 

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ctfoundry.errors import NotAScanError, ReadError, UsageError
-from ctfoundry.io import dicom, dicom_header, kinds, metaimage, names, nifti, nrrd, raw, stack
+from ctfoundry.errors import ReadError, UsageError
+from ctfoundry.io import dicom_header, dicom_series, kinds, metaimage, names, nifti, nrrd, raw
 from ctfoundry.io.raw import Declared, Format
 from ctfoundry.io.stream import CAP, start_of
 from ctfoundry.volume import Kind, Volume
@@ -73,14 +73,14 @@ def read(
     place, series = _place(path)
     try:
         if place.is_dir():
-            return _read_folder(place, series, kind, cap, threads)
+            return dicom_series.read_folder(place, series, kind=kind, cap=cap, threads=threads)
         if not place.is_file():
             raise ReadError("does not exist", where=place, do="check the path")
         with open(place, "rb", buffering=0) as file:
             start = file.read(START)
         found = format_of(place, start)
         if found == "dicom":
-            return _read_slice(place, start, kind, cap)
+            return dicom_series.read_file(place, start, kind=kind, cap=cap, threads=threads)
         if found is None:
             raise ReadError(
                 "is no NIfTI, NRRD, MetaImage or DICOM file" if start else "is empty",
@@ -128,46 +128,3 @@ def _place(path: str | os.PathLike[str]) -> tuple[Path, str | None]:
     if sign and not whole.exists() and Path(folder).is_dir():
         return Path(folder), series
     return whole, None
-
-
-def _read_folder(folder: Path, series: str | None, kind: Kind | None, cap: int, threads: int | None) -> Volume:
-    from ctfoundry.io.discovery import slices_in
-
-    headers, skipped = slices_in(folder)
-    stacks = stack.group(h for h in headers if series is None or h.series == series)
-    if len(stacks) > 1:  # lone slices beside a series are localizers that do not say so
-        stacks = [s for s in stacks if len(s) > 1] or stacks
-    if not stacks:
-        seen = ", ".join(f"{count} x {reason}" for reason, count in sorted(skipped.items())) or "no file"
-        raise NotAScanError(
-            f"holds no DICOM CT series{f' {series}' if series else ''} (it holds: {seen})",
-            where=folder,
-            do="name a file, or a folder with the slices",
-        )
-    if len(stacks) > 1:
-        listed = "; ".join(
-            f"{folder}#{s[0].series} ({len(s)} slices of {s[0].columns}x{s[0].rows})" for s in stacks[:8]
-        )
-        raise NotAScanError(
-            f"holds {len(stacks)} stacks of slices: {listed}",
-            where=folder,
-            do="name one as FOLDER#SeriesInstanceUID, or use discover() and read one stack",
-        )
-    return dicom.read_stack(stacks[0], dicom.series_name(stacks[0]), kind=kind, cap=cap, threads=threads)
-
-
-def _read_slice(path: Path, start: bytes, kind: Kind | None, cap: int) -> Volume:
-    from ctfoundry.io.discovery import slices_in
-
-    header = dicom_header.read_header(str(path), start)
-    reason = dicom.why_not(header)
-    if reason is not None:
-        raise NotAScanError(f"is no CT slice: {reason}", where=path)
-    others = [h for h in slices_in(path.parent, deep=False)[0] if h.series == header.series]
-    if len(others) > 1:
-        raise NotAScanError(
-            f"is one of {len(others)} slices of its series in this folder",
-            where=path,
-            do=f"read {path.parent}#{header.series}",
-        )
-    return dicom.read_stack([header], str(path), kind=kind, cap=cap, threads=1)
