@@ -14,9 +14,13 @@ from ctfoundry.phantom.anatomy import Body
 from ctfoundry.phantom.bones import paint_bones
 from ctfoundry.phantom.canvas import Canvas
 from ctfoundry.phantom.cover import add_cover
+from ctfoundry.phantom.devices import paint_devices
+from ctfoundry.phantom.frame import HeadCanvas, rise
+from ctfoundry.phantom.head import paint_head, paint_head_wall
 from ctfoundry.phantom.lesions import paint_lesions
+from ctfoundry.phantom.metal import add_streaks
 from ctfoundry.phantom.names import LABELS
-from ctfoundry.phantom.space import Pose, Space, lying_mm
+from ctfoundry.phantom.space import Pose, Space
 from ctfoundry.phantom.spec import Spec
 from ctfoundry.phantom.thorax import paint_heart, paint_lungs
 from ctfoundry.phantom.tissue import Tissue
@@ -46,7 +50,7 @@ class Phantom:
 def make(spec: Spec) -> Phantom:
     """The scan and its label map; a pure function of `spec`."""
     subject, scan = spec.subject, spec.acquisition
-    low, high = (lying_mm(subject, z) for z in scan.z_range)
+    low, high = (rise(subject, z) for z in scan.z_range)
     count = max(int((high - low) / scan.spacing_mm) + 1, 1)
     fine, margin = scanner.sub_slices(scan), scanner.margin_slices(scan)
     ox, oy, oz = scan.origin_mm
@@ -62,7 +66,11 @@ def make(spec: Spec) -> Phantom:
     add_cover(canvas.hu, canvas.labels, z, scan)
     scanner.add_table(canvas.hu, canvas.labels, back, left, ox, Key.of("phantom", scan.seed, "table"))
     labels = np.ascontiguousarray(canvas.labels[margin::fine][:count])
-    hu = scanner.scan_body(scanner.average_slices(canvas.hu, scan, count), labels, scan)
+    averaged = scanner.average_slices(canvas.hu, scan, count)
+    if subject.devices:
+        metal = scanner.average_slices(canvas.metal, scan, count)
+        add_streaks(averaged, metal, scan, Key.of("phantom", scan.seed, "metal"))
+    hu = scanner.scan_body(averaged, labels, scan)
     np.clip(np.rint(hu, out=hu), AIR, 3071, out=hu)
     affine = make_affine(
         (scan.spacing_mm, scan.pixel_mm, scan.pixel_mm), "SPL", (float(left[0]), float(back[0]), float(first))
@@ -81,15 +89,21 @@ def paint_body(spec: Spec, axes: tuple[np.ndarray, np.ndarray, np.ndarray]) -> C
     tissue = Tissue(body)
     paint_healthy(canvas, body, tissue)
     paint_lesions(canvas, body, tissue, paint_healthy)
+    paint_devices(canvas, body, paint_healthy)
     return canvas
 
 
 def paint_healthy(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     """The patient without lesions and devices; what is painted later covers what is there, or spares it."""
+    head = HeadCanvas.of(canvas, body)
     paint_wall(canvas, body, tissue)
+    if head is not None:
+        paint_head_wall(head, body, tissue)
     paint_muscles(canvas, body, tissue)
     paint_lungs(canvas, body, tissue)
     paint_heart(canvas, body, tissue)
     paint_bones(canvas, body)
     paint_vessels(canvas, body, tissue)
+    if head is not None:
+        paint_head(head, body, tissue)
     paint_abdomen(canvas, body, tissue)

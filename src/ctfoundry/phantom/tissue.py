@@ -58,6 +58,11 @@ class Tissue:
         return float(value) - (self._fatty if name == "liver" else 0.0)
 
     @property
+    def phase(self) -> int:
+        """0 without contrast, 1 arterial, 2 portal venous, 3 late."""
+        return self._phase
+
+    @property
     def mottled(self) -> bool:
         """Whether spleen and kidneys show the uneven first pass of the contrast."""
         return self._phase == 1
