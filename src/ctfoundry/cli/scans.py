@@ -1,4 +1,4 @@
-"""Verbs about scans and stores: inspect, convert, phantom, prepare, store."""
+"""Verbs about scans and stores: convert, phantom, prepare, store."""
 
 from __future__ import annotations
 
@@ -8,49 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from ctfoundry.cli.common import Seed, app, finish, print_table, say, show, verb
-
-
-@verb()
-def inspect(path: Annotated[Path, typer.Argument(help="file or folder")]) -> None:
-    """Every CT series under PATH, from headers: geometry and problems; what was left out is counted."""
-    from ctfoundry import io
-
-    found = io.discover(path)
-    series: list[dict[str, Any]] = [
-        {
-            "path": str(item.path if len(item.paths) == 1 else item.path.parent),
-            "files": len(item.paths),
-            "format": item.format,
-            "kind": "label map" if item.is_label else "scan",
-            "shape": None if item.grid is None else list(item.grid.shape),
-            "spacing_mm": None if item.grid is None else [round(s, 4) for s in item.grid.spacing],
-            "orientation": None if item.grid is None else item.grid.orientation,
-            "problem": None if item.problem is None else item.problem.what,
-        }
-        for item in found.found
-    ]
-
-    def table() -> None:
-        print_table(
-            ("path", "files", "format", "kind", "shape", "spacing mm", "axes", "problem"),
-            [
-                (
-                    s["path"],
-                    s["files"],
-                    s["format"],
-                    s["kind"],
-                    "x".join(map(str, s["shape"] or [])),
-                    "x".join(f"{v:.3g}" for v in s["spacing_mm"] or []),
-                    s["orientation"],
-                    s["problem"],
-                )
-                for s in series
-            ],
-        )
-        for reason, count in sorted(found.skipped.items()):
-            print(f"left out: {count} x {reason}")
-
-    show({"series": series, "skipped": dict(found.skipped)}, table)
 
 
 @verb()

@@ -125,7 +125,7 @@ def _elements(data: Any, around: str = "", inherited: str | None = None, depth: 
                 yield Element(where, tag, name, vr, "", reason, depth)
             for item in data[key].value if depth < _DEEPEST else ():
                 yield from _elements(item, f"{where} ", reason, depth + 1)
-        elif value is None and getattr(element, "length", 0):  # large, so left in the file
+        elif value is None and getattr(element, "length", None):  # large, so left in the file
             yield Element(where, tag, name, "OB", f"{element.length} bytes", reason, depth)
         elif value is not None and not (hasattr(value, "__len__") and len(value) == 0):
             yield Element(where, tag, name, vr, value, reason, depth)
@@ -219,7 +219,7 @@ def _sort(element: Element, notes: Notes) -> list[Tally]:
         put("date", "date or time", text)
     elif vr == "UI":
         if text and not all(uid.startswith(_REGISTERED) for uid in text.split("\\")):
-            put("uid", "links to the archive that it came from", text)
+            put("uid", "links to its archive", text)
     elif element.reason is not None or vr == "AS":
         reason = element.reason or tags.PATIENT
         put(_GROUP_OF[reason], reason, text or (element.value if isinstance(element.value, str) else ""))

@@ -11,9 +11,9 @@ from functools import cache
 
 PATIENT = "the patient"
 PERSON = "a person who took part"
-PLACE = "an institution, a place or a way to reach somebody"
+PLACE = "an institution, place or address"
 DEVICE = "one device, so one place"
-NUMBER = "an identifier that another system knows"
+NUMBER = "a number that another system knows"
 TRIAL = "a clinical trial or its subject"
 TEXT = "free text"
 PICTURE = "letters or pictures beside the pixels"

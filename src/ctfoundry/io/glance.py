@@ -1,0 +1,81 @@
+"""A volume thinned while it is read: enough for a picture and a histogram, in little memory whatever the scan's size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ctfoundry import geometry
+from ctfoundry.errors import ReadError
+from ctfoundry.io import kinds, raw, reading
+from ctfoundry.io.discovery import Found
+from ctfoundry.io.stream import CAP, Stream, check_cap
+from ctfoundry.volume import Volume
+
+LONGEST = 256
+"""Voxels along an axis that a glance keeps, at most twice as many; three planes of 200 pixels need no more."""
+WHOLE = 192 << 20
+"""A file whose numbers take no more bytes than this is read whole, by the reader that checks everything."""
+
+
+def glance(found: Found, *, cap: int = CAP, threads: int | None = None) -> Volume:
+    """Every k-th voxel along each axis of what `found` names, so that about `LONGEST` are left of long axes.
+
+    Slices that are left out are not read, or thrown away as they come. Labels and HU are told apart by the voxels that are left.
+
+    Raises whatever reading the scan raises.
+    """
+    if found.problem is not None:
+        raise found.problem
+    if found.format == "dicom" and len(found.paths) > 2:
+        step = max(1, len(found.paths) // LONGEST + 1) if len(found.paths) > LONGEST else 1
+        slice_bytes = found.grid.shape[1] * found.grid.shape[2] * 2 if found.grid is not None else 1 << 19
+        step = max(step, -(-len(found.paths) * slice_bytes // WHOLE))
+        step = min(step, (len(found.paths) - 1) // 2)  # three slices tell the spacing
+        return thinned(replace(found, paths=found.paths[::step]).read(cap=cap, threads=threads))
+    if found.format == "dicom":
+        return thinned(found.read(cap=cap, threads=threads))
+    declared = reading.HEADERS[found.format](found.path)
+    if declared.size <= WHOLE or declared.text:
+        return thinned(found.read(cap=cap, threads=threads))
+    return _streamed(declared, cap)
+
+
+def thinned(volume: Volume) -> Volume:
+    """Every k-th voxel along each axis, at places that keep their world coordinates."""
+    steps = [max(1, n // LONGEST) for n in volume.shape]
+    if steps == [1, 1, 1]:
+        return volume
+    part = tuple(slice(None, None, s) for s in steps)
+    return replace(
+        volume,
+        voxels=np.ascontiguousarray(volume.voxels[part]),
+        affine=geometry.as_affine(volume.affine @ np.diag([*map(float, steps), 1.0])),
+        valid=None if volume.valid is None else np.ascontiguousarray(volume.valid[part]),
+    )
+
+
+def _streamed(declared: raw.Declared, cap: int) -> Volume:
+    """A large file slice by slice; of a slice only every k-th row and column is kept."""
+    d, h, w = declared.shape
+    steps = [max(1, n // LONGEST) for n in declared.shape]
+    slice_bytes = h * w * declared.dtype.itemsize
+    check_cap(slice_bytes, min(cap, WHOLE), declared.path)
+    kept = np.empty([len(range(0, n, s)) for n, s in zip(declared.shape, steps, strict=True)], dtype=declared.dtype)
+    buffer = np.empty((h, w), dtype=declared.dtype)
+    with Stream(declared.data, declared.packing, declared.start) as stream:
+        stream.skip(declared.skip)
+        for k in range(0, d, steps[0]):
+            if stream.readinto(buffer.data.cast("B")) < slice_bytes:
+                raise ReadError("ends before its last slice", where=declared.path, do="copy or download the file again")
+            kept[k // steps[0]] = buffer[:: steps[1], :: steps[2]]
+            stream.skip(slice_bytes * min(steps[0] - 1, d - k - 1))
+    if not kept.dtype.isnative:
+        kept = kept.byteswap().view(kept.dtype.newbyteorder())
+    kinds.check_finite(kept, declared.path)
+    voxels = kinds.scaled(kept, declared.slope, declared.intercept)
+    kind = kinds.decide(voxels, None, declared.path)
+    voxels, valid = kinds.finished(voxels, kind)
+    affine = geometry.as_affine(declared.affine @ np.diag([*map(float, steps), 1.0]))
+    return Volume(voxels, affine, kind, valid=valid, source=declared.format)
