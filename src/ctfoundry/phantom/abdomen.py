@@ -9,7 +9,7 @@ import numpy as np
 from ctfoundry.phantom.anatomy import Body, Frame
 from ctfoundry.phantom.canvas import Canvas
 from ctfoundry.phantom.names import IDS
-from ctfoundry.phantom.shapes import ellipsoid, smooth_min, smooth_path, tube
+from ctfoundry.phantom.shapes import ellipsoid, smooth_min, smooth_path, tube, tube_in_body
 from ctfoundry.phantom.space import Patch, Slices, rotation
 from ctfoundry.phantom.texture import sample, smooth_sample
 from ctfoundry.phantom.thorax import points_inside
@@ -155,7 +155,7 @@ def _paint_pancreas(canvas: Canvas, body: Body, tissue: Tissue) -> None:
         ],
         18,
     )
-    found = tube(canvas.space, line[:, :3], line[:, 3] * frame.factor.mean())
+    found = tube_in_body(canvas.space, line[:, :3], line[:, 3] * frame.factor.mean())
     if found is not None:
         box, d = found
         x, yy, z = canvas.space.coordinates(box)
@@ -264,7 +264,7 @@ def _paint_stomach(canvas: Canvas, body: Body, tissue: Tissue) -> None:
         26,
     )
     line[:, :3] += (dx, dy, dz)
-    found = tube(canvas.space, line[:, :3], line[:, 3] * frame.factor.mean() * full)
+    found = tube_in_body(canvas.space, line[:, :3], line[:, 3] * frame.factor.mean() * full)
     if found is not None:
         box, d = found
         x, y, z = canvas.space.coordinates(box)
@@ -288,7 +288,7 @@ def _paint_duodenum(canvas: Canvas, body: Body, tissue: Tissue) -> None:
         ],
         24,
     )
-    found = tube(canvas.space, line[:, :3], line[:, 3])
+    found = tube_in_body(canvas.space, line[:, :3], line[:, 3])
     if found is not None:
         _fill(canvas, body, tissue, *found, "duodenum", -8.0, 2.6, 9)
 
@@ -315,7 +315,7 @@ def _paint_colon(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     gas = float(body.key("colon", "gas").uniform(-14, 8))
     for start in range(0, len(path) - 1, 12):
         part = slice(start, start + 13)
-        found = tube(canvas.space, path[part, :3], path[part, 3] * swell[part])
+        found = tube_in_body(canvas.space, path[part, :3], path[part, 3] * swell[part])
         if found is not None:
             _fill(canvas, body, tissue, found[0], found[1], "colon", gas, 2.2, 9)
 

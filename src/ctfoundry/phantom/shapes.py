@@ -49,6 +49,52 @@ def tube_in_world(
     return box, distance
 
 
+def tube_in_body(
+    space: Space, points: np.ndarray, radii: float | Sequence[float] | np.ndarray
+) -> tuple[Slices, Field] | None:
+    """`tube` measured in body millimetres: it bends, shears and breathes with what is around it.
+
+    For wide organs; a narrow vessel's section stays round in `tube`, which costs a third of the time.
+    """
+    points = np.asarray(points, dtype=np.float64)
+    radii = np.broadcast_to(np.asarray(radii, dtype=np.float64), len(points))
+    corners = np.array(list(np.ndindex(3, 3, 3)), dtype=np.float64) - 1
+    reach = radii + 1.5 * max(space.steps) / space.size
+    hull = points[:, None] + reach[:, None, None] * corners[None]  # (n, 27, 3)
+    world = space.pose.world(hull.reshape(-1, 3)).reshape(hull.shape)
+    box = _box(space, world.reshape(-1, 3), 0.0)
+    if box is None:
+        return None
+    coordinates = space.coordinates(box)
+    distance = np.full(coordinates[0].shape, 99, dtype=np.float32)
+    for k in range(len(points) - 1):
+        part = _box(space, world[k : k + 2].reshape(-1, 3), 0.0)
+        if part is not None:
+            inner = tuple(slice(p.start - s.start, p.stop - s.start) for p, s in zip(part, box, strict=True))
+            near = distance[inner]
+            x, y, z = (c[inner] for c in coordinates)
+            np.minimum(near, _cone_at(x, y, z, points[k], points[k + 1], radii[k], radii[k + 1]), out=near)
+    return box, distance
+
+
+def _cone_at(x: Field, y: Field, z: Field, a: np.ndarray, b: np.ndarray, ra: float, rb: float) -> Field:
+    axis = (b - a).astype(np.float32)
+    d = [c - np.float32(o) for c, o in zip((x, y, z), a, strict=True)]
+    t = d[0] * axis[0]
+    t += d[1] * axis[1]
+    t += d[2] * axis[2]
+    t *= np.float32(1 / max(float(axis @ axis), 1e-6))
+    np.clip(t, 0, 1, out=t)
+    out = np.zeros_like(t)
+    for c, step in zip(d, axis, strict=True):
+        c -= t * step
+        c *= c
+        out += c
+    np.sqrt(out, out=out)
+    out -= np.float32(ra) + t * np.float32(rb - ra)
+    return out
+
+
 def _box(space: Space, points: np.ndarray, margin: float) -> Slices | None:
     """The voxels within `margin` millimetres of the bounding box of world points."""
     box = []
