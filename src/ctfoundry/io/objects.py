@@ -1,0 +1,305 @@
+"""DICOM files that are no image series (segmentations, structure sets): read whole, within limits, and what they refer to.
+
+pydicom parses the small elements. The large ones (pixels, the list of frames) are left where they lie, because a
+segmentation may list tens of thousands of frames and pydicom takes about half a millisecond for each. Coding of
+elements: DICOM PS3.5 section 7.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ctfoundry.errors import ReadError, TooLargeError, TruncatedError
+from ctfoundry.io.dicom_header import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, is_dicom
+from ctfoundry.io.stream import CAP, Stream
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+    Buffer = bytes | mmap.mmap
+
+SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+"""SOP classes of Segmentation Storage and Label Map Segmentation Storage (PS3.4 B.5)."""
+RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
+"""SOP class of RT Structure Set Storage."""
+
+PIXEL_DATA = 0x7FE00010
+FRAMES = 0x52009230
+"""Per-frame Functional Groups Sequence."""
+
+SMALL_LIMIT = 1 << 30
+"""Most bytes of everything but frames and pixels, so of a structure set as a whole: 1 GiB."""
+
+_UNDEFINED = 0xFFFFFFFF
+_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+_LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
+_DEEPEST = 32
+_EXPLICIT, _IMPLICIT = struct.Struct("<HH2sH"), struct.Struct("<HHI")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where the value of a large element lies in the buffer; `stop` is -1 for compressed pixels, which end by a mark."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class DicomObject:
+    """One parsed file.
+
+    Attributes
+    ----------
+    path : the file.
+    data : all elements but the large ones.
+    syntax : transfer syntax UID.
+    buffer : the bytes of the file (inflated where it was deflated).
+    large : place of each large element that is there.
+    explicit : whether elements state their value representation.
+    """
+
+    path: Path
+    data: Dataset
+    syntax: str
+    buffer: Buffer
+    large: Mapping[int, Span]
+    explicit: bool
+
+    @property
+    def sop_class(self) -> str:
+        """SOP Class UID."""
+        return str(self.data.get("SOPClassUID", ""))
+
+
+@dataclass(frozen=True)
+class References:
+    """What a segmentation or structure set says it was made of; UIDs, "" or empty where absent.
+
+    Attributes
+    ----------
+    series : UIDs of the image series that it was drawn on.
+    instances : UIDs of the images, where listed.
+    frame_of_reference : UID of the patient coordinate system.
+    """
+
+    series: tuple[str, ...]
+    instances: tuple[str, ...]
+    frame_of_reference: str
+
+
+def load(path: str | os.PathLike[str], *, cap: int = CAP) -> DicomObject:
+    """Parse a DICOM file that is no image series, without its frames and pixels.
+
+    Parameters
+    ----------
+    path : the file.
+    cap : most bytes to which a deflated file may swell.
+
+    Raises ReadError (not DICOM, damaged, big endian), TruncatedError, TooLargeError.
+    """
+    place = Path(path)
+    try:
+        with open(place, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(1 << 14)
+            if not is_dicom(start):
+                raise ReadError("is not a DICOM file" if start else "is empty", where=place)
+            syntax, body = _meta(start, place)
+            buffer: Buffer = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise ReadError(f"cannot be read ({error.strerror or error})", where=place) from error
+    if syntax == BIG_ENDIAN:
+        raise ReadError("is big endian, a coding that was retired before such objects existed", where=place)
+    if syntax == DEFLATED:
+        buffer, body = _inflated(place, body, cap), 0
+    explicit = syntax != IMPLICIT
+    small, large = [], {}
+    total = 0
+    try:
+        for tag, begin, start_of_value, stop, after in elements(buffer, body, len(buffer), explicit):
+            if tag in (PIXEL_DATA, FRAMES):
+                large[tag] = Span(start_of_value, stop)
+                if stop < 0:
+                    break  # compressed pixels are the last element that counts
+                continue
+            total += after - begin
+            if total > SMALL_LIMIT:
+                raise TooLargeError(f"holds more than {SMALL_LIMIT >> 20} MiB beside its pixels", where=place)
+            small.append(buffer[begin:after])
+        return DicomObject(place, _parsed(b"".join(small), explicit), syntax, buffer, large, explicit)
+    except EndError:
+        raise TruncatedError("ends too early", where=place, do="copy or download the file again") from None
+    except (ValueError, struct.error, RecursionError) as error:
+        raise ReadError(f"its DICOM elements cannot be parsed ({error})", where=place) from error
+
+
+def references(data: Dataset) -> References:
+    """What a segmentation or structure set refers to, in either of their two ways of saying it."""
+    series: dict[str, None] = {}
+    instances: dict[str, None] = {}
+    frame = str(data.get("FrameOfReferenceUID", "") or "")
+    listed = list(data.get("ReferencedSeriesSequence", None) or [])
+    for reference in data.get("ReferencedFrameOfReferenceSequence", None) or []:
+        frame = str(reference.get("FrameOfReferenceUID", "") or "") or frame
+        for study in reference.get("RTReferencedStudySequence", None) or []:
+            listed.extend(study.get("RTReferencedSeriesSequence", None) or [])
+    for item in listed:
+        series[str(item.get("SeriesInstanceUID", ""))] = None
+        for name in ("ReferencedInstanceSequence", "ContourImageSequence"):
+            for image in item.get(name, None) or []:
+                instances[str(image.get("ReferencedSOPInstanceUID", ""))] = None
+    return References(tuple(s for s in series if s), tuple(i for i in instances if i), frame)
+
+
+class EndError(Exception):
+    """The bytes end within an element."""
+
+
+def elements(data: Buffer, at: int, end: int, explicit: bool) -> Iterator[tuple[int, int, int, int, int]]:
+    """(tag, first byte, first byte of the value, byte behind the value, byte behind the element) of a little-endian data set.
+
+    The value of a sequence of undefined length ends before its closing mark; that of compressed pixels is given as -1, and
+    nothing follows. Raises ValueError for bytes that are no elements.
+    """
+    while at < end:
+        if at + 8 > end:
+            raise EndError
+        begin = at
+        if explicit:
+            group, number, vr, length = _EXPLICIT.unpack_from(data, at)
+            at += 8
+            if vr in _LONG_VRS:
+                if at + 4 > end:
+                    raise EndError
+                length = int.from_bytes(data[at : at + 4], "little")
+                at += 4
+            elif not vr.isalpha():
+                raise ValueError(f"no value representation at byte {begin}")
+        else:
+            group, number, length = _IMPLICIT.unpack_from(data, at)
+            at += 8
+        tag = group << 16 | number
+        if length != _UNDEFINED:
+            if at + length > end:
+                raise EndError
+            yield tag, begin, at, at + length, at + length
+            at += length
+        elif tag == PIXEL_DATA:
+            yield tag, begin, at, -1, end
+            return
+        else:
+            start, at = at, _behind_items(data, at, end, explicit, 0)
+            yield tag, begin, start, at - 8, at
+
+
+def items(data: Buffer, start: int, stop: int, explicit: bool) -> Iterator[tuple[int, int]]:
+    """(first byte, byte behind the last) of the data set of each item of a sequence."""
+    at = start
+    while at < stop:
+        if at + 8 > stop:
+            raise EndError
+        group, number, length = _IMPLICIT.unpack_from(data, at)
+        tag, at = group << 16 | number, at + 8
+        if tag == _SEQUENCE_END:
+            return
+        if tag != _ITEM:
+            raise ValueError(f"a sequence holds {tag:08x} where an item should be")
+        if length != _UNDEFINED:
+            if at + length > stop:
+                raise EndError
+            yield at, at + length
+            at += length
+        else:
+            begin, at = at, _behind_item(data, at, stop, explicit, 0)
+            yield begin, at - 8
+
+
+def _behind_items(data: Buffer, at: int, end: int, explicit: bool, depth: int) -> int:
+    """The byte behind the closing mark of a sequence of undefined length."""
+    if depth > _DEEPEST:
+        raise ValueError("sequences are nested too deeply")
+    while at + 8 <= end:
+        group, number, length = _IMPLICIT.unpack_from(data, at)
+        tag, at = group << 16 | number, at + 8
+        if tag == _SEQUENCE_END:
+            return at
+        if tag != _ITEM:
+            raise ValueError(f"a sequence holds {tag:08x} where an item should be")
+        at = at + length if length != _UNDEFINED else _behind_item(data, at, end, explicit, depth)
+    raise EndError
+
+
+def _behind_item(data: Buffer, at: int, end: int, explicit: bool, depth: int) -> int:
+    """The byte behind the closing mark of an item of undefined length."""
+    while at + 8 <= end:
+        group, number, length = _IMPLICIT.unpack_from(data, at)
+        if group << 16 | number == _ITEM_END:
+            return at + 8
+        at += 8
+        if explicit:
+            vr, short = data[at - 4 : at - 2], int.from_bytes(data[at - 2 : at], "little")
+            if vr in _LONG_VRS:
+                length, at = int.from_bytes(data[at : at + 4], "little"), at + 4
+            else:
+                length = short
+        at = at + length if length != _UNDEFINED else _behind_items(data, at, end, explicit, depth + 1)
+    raise EndError
+
+
+def _parsed(blob: bytes, explicit: bool) -> Dataset:
+    from pydicom.filereader import read_dataset
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return read_dataset(BytesIO(blob), not explicit, True)
+        except Exception as error:  # pydicom raises many types on damaged bytes
+            raise ValueError(error) from error
+
+
+def _meta(start: bytes, where: Path) -> tuple[str, int]:
+    """Transfer syntax, and the byte behind the file's meta group (always explicit little endian)."""
+    at = 132 if start[128:132] == b"DICM" else 0
+    syntax = ""
+    while start[at : at + 2] == b"\x02\0":
+        length, first = int.from_bytes(start[at + 6 : at + 8], "little"), at + 8
+        if start[at + 4 : at + 6] in _LONG_VRS:
+            length, first = int.from_bytes(start[at + 8 : at + 12], "little"), at + 12
+        if start[at : at + 4] == b"\x02\0\x10\0":
+            syntax = start[first : first + length].decode("latin-1").strip(" \0")
+        at = first + length
+    if not syntax:  # a bare data set: explicit when two letters stand where a value representation should
+        syntax = EXPLICIT if start[at + 4 : at + 6].isalpha() else IMPLICIT
+    if at > len(start):
+        raise ReadError("its meta group is too long", where=where)
+    return syntax, at
+
+
+def _inflated(path: Path, at: int, cap: int) -> bytes:
+    """A deflated data set, as far as `cap` bytes."""
+    pieces, total = [], 0
+    with Stream(path, "deflate", at) as stream:
+        while piece := stream.take(1 << 22):
+            total += len(piece)
+            if total > cap:
+                raise TooLargeError(f"its deflated data swell beyond {cap / 2**20:,.0f} MiB", where=path)
+            pieces.append(piece)
+    return b"".join(pieces)
+
+
+def text(value: Any) -> str:
+    """A header's value as one line of text without blanks around it.
+
+    >>> text(" Liver ")
+    'Liver'
+    """
+    return " ".join(str("" if value is None else value).split())
