@@ -49,6 +49,8 @@ def spine_y(z: np.ndarray, kyphosis: float) -> np.ndarray:
         (360, -29),
         (430, -22),
         (500, -4),
+        (545, 5),
+        (600, 9),
     )
     return np.interp(z, [t[0] for t in table], [t[1] for t in table]) * kyphosis
 
