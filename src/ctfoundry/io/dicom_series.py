@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ctfoundry.errors import NotAScanError
@@ -33,6 +34,21 @@ def read_folder(
     from ctfoundry.io.discovery import slices_in
 
     headers, skipped = slices_in(folder)
+    return read_slices(headers, skipped, folder, name, kind=kind, cap=cap, threads=threads, allow_gaps=allow_gaps)
+
+
+def read_slices(
+    headers: list[Header],
+    skipped: Mapping[str, int],
+    folder: Path,
+    name: str | None,
+    *,
+    kind: Kind | None = None,
+    cap: int = CAP,
+    threads: int | None = None,
+    allow_gaps: bool = False,
+) -> Volume:
+    """As `read_folder`, of slices whose headers are known; `skipped` counts what was passed over, `folder` names them."""
     series, _, part = (name or "").partition("@")
     volumes = _volumes([h for h in headers if not series or h.series == series])
     if not volumes:

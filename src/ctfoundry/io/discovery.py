@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ctfoundry.errors import CTFoundryError, ReadError
+from ctfoundry.files import digest, sha256
 from ctfoundry.geometry import Grid
-from ctfoundry.io import dicom, enhanced, names, parts, raw, reading, stack
+from ctfoundry.io import archives, dicom, dicomdir, enhanced, names, parts, raw, reading, stack, zip_directory
 from ctfoundry.io.dicom_header import Header, read_header
 from ctfoundry.io.parts import Part
 from ctfoundry.io.raw import Format
@@ -24,6 +25,10 @@ SINGLE = "single slice"
 """Reason for a DICOM slice that has no other of its series, size and orientation."""
 NO_SCAN_FILE = "not a scan file"
 """Reason for files in none of the formats."""
+ZIP = "zip archive"
+"""Reason for archives where they are not looked into."""
+ZIPPED = "in a zip archive: "
+"""How the reasons of files in archives begin."""
 LINK, DEVICE, BROKEN_LINK = "link to a folder", "pipe, socket or device", "broken link"
 """Reasons for entries that are not opened."""
 
@@ -79,6 +84,7 @@ class Found:
     notes : what reading it will do to it, such as undoing a gantry tilt; the same texts stand in `Volume.notes`.
     folder : for DICOM, the smallest folder that holds all slices of its series.
     frames : the frames that it takes from each of `paths`, where these are multi-frame files; else empty.
+    members : where `paths` is one zip archive, the names of its files in there; else empty.
     """
 
     paths: tuple[Path, ...]
@@ -96,6 +102,7 @@ class Found:
     notes: tuple[str, ...] = ()
     folder: Path | None = None
     frames: tuple[tuple[int, ...], ...] = ()
+    members: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -109,15 +116,19 @@ class Found:
 
     @property
     def name(self) -> str:
-        """What `read` accepts for it: the file, or FOLDER#SeriesInstanceUID, with @PART where the series was split."""
+        """What `read` accepts for it: the file, ARCHIVE#FILE, or FOLDER#SeriesInstanceUID, with @PART where the series was
+        split.
+        """
         if self.format != "dicom":
-            return str(self.path)
+            return f"{self.path}#{self.members[0]}" if self.members else str(self.path)
         return f"{self.folder or self.path.parent}#{self.series}{f'@{self.part}' if self.part else ''}"
 
     def read(
         self, *, kind: Kind | None = None, cap: int = CAP, threads: int | None = None, allow_gaps: bool = False
     ) -> Volume:
         """Read it; as `io.read`, and exactly these slices."""
+        if self.members:
+            return archives.read_found(self, kind=kind, cap=cap, threads=threads, allow_gaps=allow_gaps)
         if self.format != "dicom":
             return reading.read(self.path, kind=kind, cap=cap)
         try:
@@ -130,6 +141,15 @@ class Found:
             return dicom.read_stack(headers, self.name, kind=kind, cap=cap, threads=threads, allow_gaps=allow_gaps)
         except OSError as error:
             raise ReadError(f"cannot be read ({error.strerror or error})", where=self.name) from error
+
+    def hashes(self) -> list[str]:
+        """SHA-256 of each of its files, those in an archive unpacked; with its frames where it is a part of its files."""
+        each = zip_directory.sha256(self.path, self.members) if self.members else [sha256(path) for path in self.files]
+        return (
+            [digest({"file": h, "frames": f}) for h, f in zip(each, self.frames, strict=True)]
+            if self.part and self.frames
+            else each
+        )
 
 
 @dataclass(frozen=True)
@@ -162,21 +182,37 @@ class Discovery:
 def discover(root: str | os.PathLike[str], *, deep: bool = True) -> Discovery:
     """All volumes in the folder `root` (and, if `deep`, below), in the order of their paths; pixels are not read.
 
+    `root` may also be a zip archive or a DICOMDIR (the files that it lists). Archives in a folder are looked into.
+
     Links to folders are not followed; pipes, sockets and devices are not opened. DICOM slices are grouped over the whole tree
     by series and split where a series holds several volumes (`parts`). A file that looks like a scan but has a broken header
     is listed with its problem.
 
-    Raises ReadError when `root` is not a folder.
+    Raises ReadError when `root` is none of these.
     """
     folder = Path(root)
-    if not folder.is_dir():
-        raise ReadError("is not a folder", where=folder, do="give a folder, or read the file")
+    if folder.is_dir():
+        return _discovered(folder, _files(folder, deep=deep))
+    start = _start_of(str(folder)) if folder.is_file() else b""
+    if archives.is_zip(start):
+        return archives.discover(folder)
+    if dicomdir.is_dicomdir(start):
+        return _discovered(folder, _opened(dicomdir.listed(folder)))
+    raise ReadError("is not a folder", where=folder, do="give a folder, or read the file")
+
+
+def _discovered(folder: Path, files: Iterable[tuple[Path, Format | None, bytes, str]]) -> Discovery:
+    """What `files` are, put together."""
     found: list[Found] = []
     skips: list[Skip] = []
     headers: list[Header] = []
     data_files: set[Path] = set()
-    for path, fmt, start, reason in _files(folder, deep=deep):
-        if fmt is None:
+    for path, fmt, start, reason in files:
+        if reason == ZIP:
+            inner, reasons = _zipped(path)
+            found += inner
+            skips += reasons
+        elif fmt is None:
             skips.append(Skip(path, reason))
         elif fmt == "dicom":
             result = _slices(str(path), start)
@@ -230,7 +266,6 @@ def _files(folder: Path, *, deep: bool) -> Iterator[tuple[Path, Format | None, b
         below = []
         for entry in listed:
             path = Path(entry.path)
-            start, fmt = b"", None
             try:
                 if entry.is_dir(follow_symlinks=False):
                     below.append(entry.path)
@@ -239,18 +274,45 @@ def _files(folder: Path, *, deep: bool) -> Iterator[tuple[Path, Format | None, b
                     reason = LINK if entry.is_dir() else DEVICE if os.path.exists(path) else BROKEN_LINK
                     yield path, None, b"", reason
                     continue
-                start = _start_of(entry.path)
-                fmt = reading.format_of(path, start)
             except OSError as error:
                 yield path, None, b"", f"cannot be opened ({error.strerror})"
                 continue
-            if fmt is None:
-                reason = "empty file" if not start else "zip archive" if start[:4] == b"PK\3\4" else NO_SCAN_FILE
-                yield path, None, start, reason
-            else:
-                yield path, fmt, start, ""
+            yield _opened_one(path)
         if deep:
             waiting += reversed(below)
+
+
+def _opened(paths: Iterable[Path]) -> Iterator[tuple[Path, Format | None, bytes, str]]:
+    """As `_files`, of a list."""
+    return map(_opened_one, paths)
+
+
+def _opened_one(path: Path) -> tuple[Path, Format | None, bytes, str]:
+    try:
+        start = _start_of(str(path))
+        fmt = reading.format_of(path, start)
+    except OSError as error:
+        return path, None, b"", f"cannot be opened ({error.strerror})"
+    return path, fmt, start, "" if fmt is not None else reason_of(start)
+
+
+def reason_of(start: bytes) -> str:
+    """Why a file that is in none of the formats is passed over, by its first bytes."""
+    if not start:
+        return "empty file"
+    what = ZIP if archives.is_zip(start) else reading.stranger(start)
+    return what if "archive" in what or "Analyze" in what else NO_SCAN_FILE
+
+
+def _zipped(path: Path) -> tuple[tuple[Found, ...], list[Skip]]:
+    """What an archive holds; an archive that is refused is one file passed over."""
+    try:
+        inside = archives.discover(path)
+    except CTFoundryError as error:
+        return (), [Skip(path, f"zip archive: {error.what}")]
+    if not inside.found and all(s.reason in (NO_SCAN_FILE, "empty file") for s in inside.skips):
+        return (), [Skip(path, archives.NO_SCAN)]
+    return inside.found, [Skip(path, ZIPPED + s.reason) for s in inside.skips]
 
 
 def _start_of(path: str) -> bytes:
@@ -332,7 +394,7 @@ def _from_file(path: Path, fmt: Format) -> tuple[Found, Path]:
     try:
         declared = reading.HEADERS[fmt](path)
     except CTFoundryError as error:
-        return Found((path,), fmt, is_label=_named_as_label(path), problem=error), path
+        return Found((path,), fmt, is_label=named_as_label(path), problem=error), path
     except OSError as error:
         problem = ReadError(f"cannot be read ({error.strerror or error})", where=path)
         return Found((path,), fmt, problem=problem), path
@@ -345,9 +407,10 @@ def _looks_like_label(declared: raw.Declared) -> bool:
     """8-bit whole numbers, a header that says so, or whole numbers in a file named like a mask."""
     if declared.dtype.kind not in "iu" or (declared.slope, declared.intercept) != (1, 0):
         return False
-    return declared.says_label or declared.dtype.itemsize == 1 or _named_as_label(declared.path)
+    return declared.says_label or declared.dtype.itemsize == 1 or named_as_label(declared.path)
 
 
-def _named_as_label(path: Path) -> bool:
+def named_as_label(path: Path) -> bool:
+    """Whether a file's name says that it is a mask."""
     words = names.stem(path).lower().replace("-", "_").replace(".", "_").split("_")
     return any(word in _LABEL_WORDS for word in words)

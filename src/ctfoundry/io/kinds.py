@@ -9,6 +9,8 @@ Only DICOM says that its numbers are HU. For every other format `recognise` deci
    0..1, -1..1, 8 bit or HU + 1024 do not), and none is outside -32768..32767.
 3. *other*: the rest. It is read, but every preparation that is made for HU refuses it.
 
+`why_not_hu` puts what it looks like into words. A header that calls its numbers labels is believed where they can be labels.
+
 What it cannot know: a signed phase image passes for HU, and a CT cropped to soft tissue (nothing at -200 or below, such as a
 skull-stripped brain) counts as *other*. For those, say ``kind="hu"``.
 """
@@ -16,12 +18,13 @@ skull-stripped brain) counts as *other*. For those, say ``kind="hu"``.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from os import PathLike
 
 import numpy as np
 
 from ctfoundry.errors import NotAScanError, ReadError
-from ctfoundry.volume import AIR, Kind
+from ctfoundry.volume import AIR, Kind, Volume
 
 FEW_VALUES = 16
 """So few different whole numbers are labels, however they are spread."""
@@ -33,9 +36,17 @@ still 0.68 on its every 14th voxel; 0.05 to 0.51 on six real scans as 8-bit imag
 frequent value is left out because it is the air around the patient."""
 AIR_HU = -200
 """Some voxel of a CT in HU is as low as this."""
+SHIFT = 1024
+"""What many programs add to HU so that nothing is negative."""
 FILL_HU = -1500
 """Values as low as this are a scanner's or a program's fill (-2000, -2048, -3024, -32768 are usual), never measured: noise
 and resampling push air to about -1100."""
+
+
+NOT_HU = "not HU: "
+"""How the note of a volume begins that was recognised as *other*."""
+TAKEN = "taken as HU because the caller says so, but "
+"""How the note of a volume begins that was forced to be HU."""
 
 
 def recognise(voxels: np.ndarray) -> tuple[Kind, str]:
@@ -50,12 +61,39 @@ def recognise(voxels: np.ndarray) -> tuple[Kind, str]:
             share = _region_share(voxels, high, most)
             if share > REGION_SHARE:
                 return "label", f"{count} different whole numbers in regions"
-            return "other", f"{count} different whole numbers from {low:g} to {high:g} that form no regions"
-    if low > AIR_HU:
-        return "other", f"the smallest value is {low:g}, so there is no air in HU"
-    if low < -32768 or high > 32767:
-        return "other", f"values from {low:g} to {high:g} are beyond HU"
+    if low > AIR_HU or low < -32768 or high > 32767:
+        return "other", why_not_hu(voxels)
     return "hu", f"values from {low:g} to {high:g}"
+
+
+def why_not_hu(voxels: np.ndarray) -> str:
+    """What numbers that are no HU look like, as a clause: the range, and the likeliest cause where there is one."""
+    low, high = float(voxels.min()), float(voxels.max())
+    span, whole = f"values from {low:g} to {high:g}", is_whole(voxels)
+    if not whole and low >= 0 and high <= 1:
+        return f"{span}: a normalised image"
+    if not whole and low >= -1 and high <= 1:
+        return f"{span}: a normalised image (-1 to 1)"
+    if not whole and low >= -20 and low < 0 and high <= 20:
+        return f"{span}: an image in standard deviations (z-score)?"
+    if whole and low >= 0 and 200 <= high <= 255:
+        return f"{span}: an 8-bit image through a window"
+    if whole and low >= 0 and _is_shifted(voxels, high):
+        return f"{span}, most of them near {SHIFT}: CT stored without its intercept of -{SHIFT} (HU + {SHIFT})?"
+    if low < -32768 or high > 32767:
+        return f"{span}, beyond HU"
+    if low >= 0:
+        return f"{span}, none below 0: MR, PET, or a picture of a CT?"
+    return f"the smallest value is {low:g}, so there is no air in HU: not CT, or a CT cut down to soft tissue?"
+
+
+def _is_shifted(voxels: np.ndarray, high: float) -> bool:
+    """Whether much lies within soft tissue's band about SHIFT, as in a CT stored as HU + 1024, and none far above CT's range."""
+    if high > 4095 + SHIFT:
+        return False
+    sample = voxels[:: max(len(voxels) // 32, 1), ::2, ::2]
+    body = sample[sample > SHIFT // 2]
+    return body.size > 0 and float(np.mean(np.abs(body - np.float32(SHIFT + 20)) < 130)) > 0.5
 
 
 def is_whole(voxels: np.ndarray) -> bool:
@@ -143,20 +181,48 @@ def compact(voxels: np.ndarray) -> np.ndarray:
 
 
 def decide(voxels: np.ndarray, kind: Kind | None, where: str | PathLike[str]) -> Kind:
-    """The kind of `voxels`: recognised, or the caller's `kind` where the values allow it.
+    """The kind of `voxels`, by `judge`."""
+    return judge(voxels, kind, where)[0]
 
-    ``"hu"`` is refused for a label map, ``"label"`` for anything but whole numbers from 0; both as NotAScanError.
+
+def judge(
+    voxels: np.ndarray, kind: Kind | None, where: str | PathLike[str], *, says_label: bool = False
+) -> tuple[Kind, tuple[str, ...]]:
+    """(kind, notes) of `voxels`: recognised, or the caller's `kind` where the values allow it.
+
+    ``"hu"`` is refused for a label map, ``"label"`` for anything but whole numbers from 0; both as NotAScanError. The notes
+    say why numbers are *other*, or that they are taken as HU although they do not look it. `says_label`: the header does.
     """
     if kind == "other":
-        return kind
+        return kind, ()
     own, reason = recognise(voxels)
-    if kind is None or kind == own:
-        return own
-    if kind == "hu" and own == "label":
-        raise NotAScanError(f"is a label map ({reason}), not a scan", where=where, do="read it without kind='hu'")
-    if kind == "label" and not (is_whole(voxels) and voxels.min() >= 0):
+    if own != "label" and (says_label or kind == "label") and is_whole(voxels) and voxels.min() >= 0:
+        if kind != "hu":
+            return "label", ()
+        own, reason = "label", "its header says so"
+    if kind == "label" and own != "label":
         raise NotAScanError(f"is no label map ({reason})", where=where, do="read it without kind='label'")
-    return kind
+    if kind == "hu" and own == "label":
+        raise NotAScanError(f"is a label map ({reason})", where=where, do="read it without kind='hu'")
+    if own == "other":
+        return (kind, (TAKEN + reason,)) if kind else ("other", (NOT_HU + reason,))
+    return own, ()
+
+
+def as_hu(volume: Volume) -> Volume:
+    """A volume of kind "other" as HU because the caller knows better; its notes say so. HU come back as they are.
+
+    Raises NotAScanError for a label map.
+    """
+    if volume.kind == "hu":
+        return volume
+    if volume.kind == "label":
+        raise NotAScanError("is a label map, not a scan", where=volume.source or None)
+    reasons = [note.removeprefix(NOT_HU) for note in volume.notes if note.startswith(NOT_HU)]
+    notes = [note for note in volume.notes if not note.startswith(NOT_HU)]
+    notes.append(TAKEN + (reasons[0] if reasons else why_not_hu(volume.voxels)))
+    voxels, valid = finished(volume.voxels.copy(), "hu")
+    return replace(volume, voxels=voxels, kind="hu", valid=valid, notes=tuple(notes))
 
 
 def as_labels(voxels: np.ndarray) -> np.ndarray:

@@ -1,7 +1,8 @@
 """MetaImage: `.mha`, and `.mhd` with its data in another file of the same folder.
 
 The header is lines of ``Key = value``; x is fastest, directions and origin are LPS. Read here rather than by ITK, so that
-sizes are checked before anything is allocated and hostile bytes meet no C++. Format: itk.org, MetaIO documentation.
+sizes are checked before anything is allocated and hostile bytes meet no C++. As in ITK, AnatomicalOrientation (which says what
+the matrix says) and CenterOfRotation change nothing. Format: itk.org, MetaIO documentation.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ def _affine(fields: dict[str, str], axes: int) -> geometry.Affine:
         return values
 
     matrix = numbers(_MATRIX, axes * axes).reshape(axes, axes)[:3, :3]
-    steps = numbers(("ElementSpacing",), axes)[:3]
+    steps = numbers(("ElementSpacing", "ElementSize"), axes)[:3]  # the size stands in where no spacing is, as in ITK
     lps = np.eye(4)
     lps[:3, :3] = (matrix * steps[:, None]).T[:, ::-1]
     lps[:3, 3] = numbers(_ORIGIN, axes)[:3]

@@ -13,7 +13,7 @@ from ctfoundry.errors import ReadError
 GENERIC = ("label", "labels", "mask", "masks", "seg", "segmentation", "segmentations")
 """File stems that name no structure."""
 
-_SUFFIXES = (".gz", ".nii", ".nrrd", ".mha", ".mhd", ".nhdr", ".hdr")
+_SUFFIXES = (".gz", ".nii", ".nrrd", ".mha", ".mhd", ".nhdr", ".hdr", ".img")
 _TABLE_LIMIT = 1 << 22  # bytes; the largest vocabularies have some thousand lines
 
 
@@ -25,20 +25,24 @@ def stem(path: Path) -> str:
     """
     name = path.name
     for suffix in _SUFFIXES:
-        name = name.removesuffix(suffix)
+        if name.lower().endswith(suffix):
+            name = name[: -len(suffix)]
     return name
 
 
-def of_labels(path: Path, labels: np.ndarray) -> dict[int, str] | None:
+def of_labels(path: Path, labels: np.ndarray, called: str | None = None) -> dict[int, str] | None:
     """Names of the labels of the map read from `path`, or None when nothing names them.
+
+    `called` is the file's name where `path` is a copy under another one.
 
     A mask of one label (or an empty one) gets the file's stem, unless that is a general word such as "mask". Otherwise ``labels.json``
     (``{"1": "liver"}``) or else ``structures.csv`` (columns ``structure``, ``id``) in the same folder is used, provided it
     names every label that occurs.
     """
     present = [int(v) for v in np.unique(labels) if v != 0]
-    if len(present) <= 1 and stem(path).lower() not in GENERIC:
-        return {(present or [1])[0]: stem(path)}
+    own = stem(path if called is None else Path(Path(called).name))
+    if len(present) <= 1 and own.lower() not in GENERIC:
+        return {(present or [1])[0]: own}
     table = _table(path.parent)
     return table if table and set(present) <= set(table) else None
 

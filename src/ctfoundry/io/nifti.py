@@ -17,8 +17,9 @@ import numpy as np
 from ctfoundry import files, geometry
 from ctfoundry.errors import CTFoundryError, GeometryError, NotAScanError, ReadError
 from ctfoundry.geometry import Grid
-from ctfoundry.io.raw import Declared, beside, check_size
-from ctfoundry.io.stream import start_of
+from ctfoundry.io import names
+from ctfoundry.io.raw import SKIP_LIMIT, Declared, beside, check_size
+from ctfoundry.io.stream import gzipped, start_of
 from ctfoundry.volume import Volume
 
 FORMS_TOLERANCE_MM = 0.5
@@ -30,7 +31,23 @@ HEADER_SIZE = 544
 
 _MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: unknown (taken for mm), metres, mm, micrometres
 _INTENT_LABEL = 1002
-_OFFSET_LIMIT = 1 << 28  # extensions of a quarter of a gigabyte are no extensions
+_NO_SCAN = {  # intent codes whose files hold no one value of tissue a voxel
+    1004: "matrices",
+    1005: "symmetric matrices",
+    1006: "a displacement field",
+    1007: "vectors",
+    1008: "points",
+    1009: "triangles",
+    1010: "quaternions",
+    2001: "a time series",
+    2003: "colours",
+    2004: "colours",
+    2006: "displacements",
+    2016: "a deformation field",
+}
+_STATISTICS = range(2, 25)
+_FIRST_BYTE = {1: 352, 2: 544}  # of voxels in the header's own file
+_PLAUSIBLE_MM = (0.01, 100.0)
 
 
 def version(start: bytes) -> int:
@@ -51,20 +68,28 @@ def header(path: Path) -> Declared:
     """
     start = start_of(path, HEADER_SIZE)
     fields = _parsed(start, path)
+    dims = [int(n) for n in fields["dim"][1 : 1 + int(fields["dim"][0])]]
+    intent = int(fields["intent_code"])
+    if intent in _NO_SCAN and dims[3:] != [1] * len(dims[3:]):
+        raise NotAScanError(f"holds {_NO_SCAN[intent]} (intent {intent}), not a scan", where=path)
     dtype = _number_type(fields, path)
-    ijk = _three_axes([int(n) for n in fields["dim"][1 : 1 + int(fields["dim"][0])]], path)
-    single = bytes(start[344:347] if version(start) == 1 else start[4:7]).startswith(b"n+")
+    ijk = _three_axes(dims, path)
+    magic = bytes(start[344:347] if version(start) == 1 else start[4:7])
+    single = magic.startswith(b"n+")
     data = path if single else _image_of(path)
-    offset = float(fields["vox_offset"])
-    if not 0 <= offset < _OFFSET_LIMIT or offset != int(offset) or (single and offset < 348):
-        raise ReadError(f"its voxels cannot begin at byte {offset:g}", where=path, do="export the file again")
+    offset, first = float(fields["vox_offset"]), _FIRST_BYTE[version(start)] if single else 0
+    if not first <= offset <= SKIP_LIMIT or offset != int(offset):
+        inside = ", inside its header" if 0 <= offset < first else ""
+        raise ReadError(f"its voxels cannot begin at byte {offset:g}{inside}", where=path, do="export the file again")
     slope, intercept = float(fields["scl_slope"]), float(fields["scl_inter"])
     if not np.isfinite(slope) or slope == 0:  # the standard: no scaling
         slope, intercept = 1.0, 0.0
     elif not np.isfinite(intercept):
         raise ReadError(f"has a scl_inter of {intercept}", where=path, do="export the file again")
     packed = open_is_gzip(data)
-    affine = _affine(fields, ijk, path)
+    affine, notes = _affine(fields, ijk, path)
+    if intent in _STATISTICS:
+        notes += (f"its header calls it a statistic (intent {intent})",)
     return check_size(
         Declared(
             path=path,
@@ -78,7 +103,8 @@ def header(path: Path) -> Declared:
             affine=geometry.as_affine(affine[:, [2, 1, 0, 3]]),
             slope=slope,
             intercept=intercept,
-            says_label=int(fields["intent_code"]) == _INTENT_LABEL,
+            says_label=intent == _INTENT_LABEL,
+            notes=notes,
         )
     )
 
@@ -131,15 +157,17 @@ def _three_axes(dims: list[int], path: Path) -> tuple[int, int, int]:
 
 
 def _image_of(path: Path) -> Path:
-    stem = path.name.removesuffix(".gz").removesuffix(".hdr")
-    for name in (stem + ".img", stem + ".img.gz"):
+    """The `.img` (perhaps gzipped) beside a `.hdr`, in the case of its letters."""
+    stem = names.stem(path)
+    img = ".IMG" if path.name.removeprefix(stem).isupper() else ".img"
+    for name in (stem + img, stem + img + ".gz"):
         if (path.parent / name).is_file():
             return beside(path, name)
-    return beside(path, stem + ".img")  # raises: it is not there
+    return beside(path, stem + img)  # raises: it is not there
 
 
-def _affine(fields: Any, ijk: tuple[int, int, int], path: Path) -> np.ndarray:
-    """Index (i, j, k) to RAS+ millimetres, by the rule: the form that is set; both must agree; one must be set."""
+def _affine(fields: Any, ijk: tuple[int, int, int], path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(index (i, j, k) to RAS+ millimetres, notes), by the rule: the form that is set; both must agree; one must be set."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -164,17 +192,30 @@ def _affine(fields: Any, ijk: tuple[int, int, int], path: Path) -> np.ndarray:
                 where=path,
                 do="keep the right one, e.g. with nibabel: image.set_qform(image.get_sform()), then save",
             )
-    scale = _MM.get(int(fields["xyzt_units"]) & 7)
+    unit = int(fields["xyzt_units"]) & 7
+    scale = _MM.get(unit)
     if scale is None:
-        raise GeometryError(f"counts space in an unknown unit ({int(fields['xyzt_units']) & 7})", where=path)
-    return np.diag([scale, scale, scale, 1.0]) @ forms[0]
+        raise GeometryError(f"counts space in an unknown unit ({unit})", where=path)
+    affine = np.diag([scale, scale, scale, 1.0]) @ forms[0]
+    notes: tuple[str, ...] = ()
+    low, high = (f(np.linalg.norm(affine[:3, :3], axis=0)) for f in (min, max))
+    if not (_PLAUSIBLE_MM[0] <= low and high <= _PLAUSIBLE_MM[1]):
+        said = {0: "no unit, taken as mm", 1: "metres", 2: "mm", 3: "micrometres"}[unit]
+        notes = (f"voxels of {low:.3g} to {high:.3g} mm: is the unit of length in its header true ({said})?",)
+    return affine, notes
 
 
 def write(volume: Volume, path: Path) -> None:
-    """Write a NIfTI-1 file (gzipped by its suffix): sform, and qform unless the grid is sheared; millimetres."""
+    """Write a NIfTI-1 file (gzipped by its suffix, see `stream.gzipped`): sform, and qform unless the grid is sheared; mm.
+
+    Where an axis is too long for NIfTI-1 it is a NIfTI-2 file.
+    """
     import nibabel as nib
 
-    image = nib.Nifti1Image(volume.voxels.transpose(2, 1, 0), volume.affine[:, [2, 1, 0, 3]])
+    if volume.voxels.dtype.kind not in "iuf" or volume.voxels.dtype.itemsize > 8 or volume.voxels.dtype == np.float16:
+        raise CTFoundryError(f"NIfTI has no type for {volume.voxels.dtype}", where=path)
+    kind = nib.Nifti1Image if max(volume.shape) < 1 << 15 else nib.Nifti2Image
+    image = kind(volume.voxels.transpose(2, 1, 0), volume.affine[:, [2, 1, 0, 3]], dtype=volume.voxels.dtype)
     image.header.set_xyzt_units("mm")
     image.set_sform(image.affine, 1)
     if geometry.is_sheared(volume.affine):
@@ -183,5 +224,15 @@ def write(volume: Volume, path: Path) -> None:
         image.set_qform(image.affine, 1)
     if volume.kind == "label":
         image.header["intent_code"] = _INTENT_LABEL
-    with files.whole(path) as part:
-        nib.save(image, part)
+    image.header["scl_slope"], image.header["scl_inter"] = 1, 0
+    image.header["magic"] = b"n+1" if kind is nib.Nifti1Image else b"n+2"
+    first = _FIRST_BYTE[1 if kind is nib.Nifti1Image else 2]
+    image.header["vox_offset"] = first
+    head = image.header.binaryblock
+    parts = (head + bytes(first - len(head)), np.ascontiguousarray(volume.voxels, dtype=image.get_data_dtype()).data)
+    if path.name.lower().endswith(".gz"):
+        files.write_bytes(path, gzipped(*parts))
+        return
+    with files.whole(path) as part, open(part, "wb") as stream:
+        for piece in parts:
+            stream.write(piece)

@@ -6,7 +6,6 @@ the reasons given in `metaimage`. Format: teem.sourceforge.net/nrrd/format.html.
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from ctfoundry import files, geometry
 from ctfoundry.errors import CTFoundryError, GeometryError, NotAScanError, ReadError
 from ctfoundry.io.raw import Declared, beside, check_size, header_errors
-from ctfoundry.io.stream import Packing
+from ctfoundry.io.stream import Packing, gzipped
 from ctfoundry.volume import Volume
 
 HEADER_LIMIT = 1 << 20
@@ -58,7 +57,18 @@ _SPACES = {
     "left-posterior-superior": (-1, -1, 1),
     "lps": (-1, -1, 1),
 }
-_PACKINGS: dict[str, Packing] = {"raw": "raw", "gzip": "gzip", "gz": "gzip"}
+_PACKINGS: dict[str, Packing] = {
+    "raw": "raw",
+    "gzip": "gzip",
+    "gz": "gzip",
+    "bzip2": "bzip2",
+    "bz2": "bzip2",
+    "text": "raw",
+    "txt": "raw",
+    "ascii": "raw",
+}
+_TEXT_ENCODINGS = ("text", "txt", "ascii")
+_LINES_LIMIT = 1 << 22  # bytes; within these the lines to be skipped end
 _MM = {"mm": 1.0, "": 1.0, "m": 1000.0, "um": 0.001, "cm": 10.0}
 
 
@@ -93,7 +103,9 @@ def _fields(start: bytes, path: Path) -> tuple[dict[str, str], int]:
             break
         name, sign, value = line.partition(": ")
         if sign and not line.startswith("#") and ":=" not in name:
-            fields[name.strip().lower()] = value.strip()
+            if (name := name.strip().lower()) in fields:
+                raise ReadError(f"its header says {name[:40]!r} twice", where=path, do="export the file again")
+            fields[name] = value.strip()
     else:
         if "data file" not in fields and "datafile" not in fields:  # a detached header may end without an empty line
             raise ReadError("its header does not end", where=path, do="export the file again")
@@ -107,25 +119,30 @@ def _declared(path: Path, fields: dict[str, str], end: int) -> Declared:
     directions = _directions(fields, len(sizes), path)
     spatial = [a for a, d in enumerate(directions) if d is not None]
     if len(spatial) != 3 or any(sizes[a] != 1 for a in range(len(sizes)) if a not in spatial):
-        raise NotAScanError(f"has axes {'x'.join(map(str, sizes))}, not one volume", where=path)
+        kinds = f" of kinds {fields['kinds'][:60]}" if "kinds" in fields else ""
+        raise NotAScanError(f"has axes {'x'.join(map(str, sizes))}{kinds}, not one volume", where=path)
     dtype = np.dtype(_TYPES[fields["type"].lower()])
     if dtype.itemsize > 1:
         dtype = np.dtype({"little": "<", "big": ">"}[fields["endian"].lower()] + dtype.str[1:])
     encoding = fields["encoding"].lower()
+    text = encoding in _TEXT_ENCODINGS
     if encoding not in _PACKINGS:
         raise ReadError(f"packs its voxels as {encoding[:20]!r}", where=path, do="save it again as raw or gzip")
-    if int(fields.get("line skip", fields.get("lineskip", "0"))) != 0:
-        raise ReadError("skips lines before its voxels", where=path, do="save it again as .nrrd")
     name = fields.get("data file", fields.get("datafile"))
     if name is not None and (name.split(" ")[0] == "LIST" or "%" in name):
         raise ReadError("spreads its voxels over several files", where=path, do="save it again as .nrrd")
     data = path if name is None else beside(path, name)
     skip = int(fields.get("byte skip", fields.get("byteskip", "0")))
     start = end if name is None else 0
+    lines = int(fields.get("line skip", fields.get("lineskip", "0")))
+    if lines:  # of the file as it is, before anything is unpacked; bytes are skipped after that
+        start = _behind_lines(data, start, lines)
     if skip == -1 and encoding == "raw":  # the format's way to say: the numbers are the last bytes of the file
         skip = max(data.stat().st_size - start - dtype.itemsize * int(np.prod(sizes, dtype=object)), 0)
     if not 0 <= skip < 1 << 40:
         raise ValueError("byte skip")
+    if text:
+        start, skip = start + skip, 0
     return Declared(
         path=path,
         format="nrrd",
@@ -136,7 +153,23 @@ def _declared(path: Path, fields: dict[str, str], end: int) -> Declared:
         dtype=dtype,
         shape=(sizes[spatial[2]], sizes[spatial[1]], sizes[spatial[0]]),
         affine=_affine(fields, [d for d in directions if d is not None]),
+        text=text,
     )
+
+
+def _behind_lines(data: Path, start: int, lines: int) -> int:
+    """The byte behind the first `lines` lines from `start` on."""
+    if not 0 <= lines <= _LINES_LIMIT:
+        raise ValueError("line skip")
+    with open(data, "rb") as file:
+        file.seek(start)
+        begun = file.read(_LINES_LIMIT)
+    at = 0
+    for _ in range(lines):
+        at = begun.find(b"\n", at) + 1
+        if at == 0:
+            raise ValueError("line skip")
+    return start + at
 
 
 def _directions(fields: dict[str, str], axes: int, path: Path) -> list[np.ndarray | None]:
@@ -153,10 +186,12 @@ def _directions(fields: dict[str, str], axes: int, path: Path) -> list[np.ndarra
 def _affine(fields: dict[str, str], steps: list[np.ndarray]) -> geometry.Affine:
     space = fields.get("space", "").lower()
     if space not in _SPACES:
-        raise GeometryError(f"names no space that is known ({space[:40]!r}), so nobody knows where its voxels lie")
+        raise GeometryError(
+            f"names no space of the patient ({space[:40] or 'none'}), so nobody knows where its voxels lie"
+        )
     units = {u.strip().strip('"') for u in fields.get("space units", '"mm"').split()}
     if len(units) != 1 or next(iter(units)) not in _MM:
-        raise GeometryError(f"counts space in {fields['space units'][:40]}")
+        raise GeometryError(f"counts space in {', '.join(map(repr, sorted(units)))[:60]}, not in one known unit")
     affine = np.eye(4)
     affine[:3, :3] = np.stack(steps[::-1], axis=1)
     affine[:3, 3] = [float(v) for v in fields.get("space origin", "(0,0,0)").strip("() ").split(",")]
@@ -183,7 +218,7 @@ def write(volume: Volume, path: Path) -> None:
         'space units: "mm" "mm" "mm"',
         f"space origin: {_text(lps[:3, 3])}",
     ]
-    body = gzip.compress(np.ascontiguousarray(volume.voxels, dtype="<" + dtype).data, 1, mtime=0)
+    body = gzipped(np.ascontiguousarray(volume.voxels, dtype="<" + dtype).data)
     files.write_bytes(path, "\n".join(lines).encode() + b"\n\n" + body)
 
 

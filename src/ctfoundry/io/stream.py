@@ -6,34 +6,59 @@ compressed file that would swell to any size stops where its own header says tha
 
 from __future__ import annotations
 
+import bz2
 import os
-import zlib
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
+
+from isal import isal_zlib
 
 from ctfoundry.errors import ReadError, TooLargeError, TruncatedError
 
-Packing = Literal["raw", "gzip", "zlib", "deflate"]
-"""How bytes lie in a file: as they are, or as a gzip, zlib or bare deflate stream."""
+Packing = Literal["raw", "gzip", "zlib", "deflate", "bzip2"]
+"""How bytes lie in a file: as they are, or as a gzip, zlib, bare deflate or bzip2 stream."""
 
 CAP = 8 << 30
 """Largest size of one decoded volume, in bytes, unless the caller says otherwise: 8 GiB, sixteen times 512x512x1000 of int16."""
+
+DEFLATE_RATIO = 1032
+"""No byte of a deflate stream stands for more bytes than this: a match of 258 bytes takes two bits."""
+
+GZIP_LEVEL = 1
+"""ISA-L's fastest level that still finds matches."""
 
 _WINDOW = {
     "gzip": 31,
     "zlib": 47,
     "deflate": -15,
 }  # zlib's names for the wrappers; 47 takes zlib and gzip, as MetaIO does
-_CHUNK = 1 << 20
+_MAGIC = {"gzip": b"\x1f\x8b", "bzip2": b"BZh"}  # of a further member or stream behind the first
+_CHUNK = 1 << 18
+_DAMAGE: tuple[Any, ...] = (isal_zlib.error, OSError, EOFError)
 
 
 def check_cap(declared: int, cap: int, where: str | os.PathLike[str]) -> None:
     """Raise TooLargeError when a header declares more than `cap` bytes; called before anything is allocated."""
     if declared > cap:
         raise TooLargeError(
-            f"declares {declared / 2**20:,.0f} MiB of voxels, over the cap of {cap / 2**20:,.0f} MiB",
+            f"declares {_mib(declared)} MiB of voxels, over the cap of {_mib(cap)} MiB",
             where=where,
             do="pass a larger cap (bytes) if the size is true",
+        )
+
+
+def _mib(size: int) -> str:
+    """Mebibytes for a message, short however absurd the number is."""
+    return f"{-(-size >> 20):,}" if size < 1 << 80 else f"2**{size.bit_length() - 21}"
+
+
+def check_ratio(unpacked: int, packed: int, packing: Packing, where: str | os.PathLike[str]) -> None:
+    """Raise TruncatedError when `packed` bytes of a deflate stream cannot hold the `unpacked` ones that a header declares."""
+    if packing in ("gzip", "zlib", "deflate") and unpacked > DEFLATE_RATIO * packed:
+        raise TruncatedError(
+            f"its {packed:,} packed bytes cannot hold the {unpacked:,} that its header declares",
+            where=where,
+            do="copy or download the file again",
         )
 
 
@@ -44,7 +69,7 @@ class Stream:
         self.path, self.packing = path, packing
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115  closed by __exit__
         self._file.seek(start)
-        self._inflate = None if packing == "raw" else zlib.decompressobj(_WINDOW[packing])
+        self._inflate = None if packing == "raw" else _unpacker(packing)
         self._waiting = b""
 
     def __enter__(self) -> Stream:
@@ -70,30 +95,47 @@ class Stream:
             done += count
         return done
 
+    @property
+    def ended(self) -> bool:
+        """Whether a packed stream has come to its own end, its checksum included."""
+        return self._inflate is not None and bool(self._inflate.eof)
+
+    @property
+    def consumed(self) -> int:
+        """Byte of the file behind a packed stream that has `ended`."""
+        assert self._inflate is not None
+        return self._file.tell() - len(self._inflate.unused_data)
+
     def _unpacked(self, limit: int) -> bytes:
         """Up to `limit` unpacked bytes; empty at the end of the stream."""
         assert self._inflate is not None
         while True:
             if self._inflate.eof:
-                # Writers that work in parallel (bgzip, pigz) put several gzip members behind each other.
+                # Writers that work in parallel (bgzip, pigz, pbzip2) put several members behind each other.
                 self._waiting = self._inflate.unused_data or self._waiting
-                if len(self._waiting) < 2:
-                    self._waiting += self._file.read(_CHUNK) or b""
-                if self.packing != "gzip" or not self._waiting.startswith(b"\x1f\x8b"):
+                magic = _MAGIC.get(self.packing)
+                if magic is None:
                     return b""
-                self._inflate = zlib.decompressobj(_WINDOW["gzip"])
-            data = self._waiting or self._file.read(_CHUNK) or b""
-            if not data:
-                return b""
+                if len(self._waiting) < len(magic):
+                    self._waiting += self._file.read(_CHUNK) or b""
+                if not self._waiting.startswith(magic):
+                    return b""
+                self._inflate = _unpacker(self.packing)
+            hungry = not self._waiting and getattr(self._inflate, "needs_input", True)
+            data = self._waiting or (self._file.read(_CHUNK) if hungry else b"") or b""
             try:
-                piece = self._inflate.decompress(data, limit)
-            except zlib.error as error:
+                piece: bytes = self._inflate.decompress(data, limit)
+            except _DAMAGE as error:
                 raise ReadError(
                     f"its compressed data are damaged ({error})", where=self.path, do="copy or download the file again"
                 ) from error
             self._waiting = self._inflate.unconsumed_tail
-            if piece:
+            if piece or (hungry and not data and not self._inflate.eof):
                 return piece
+            if data and len(self._waiting) == len(data) and not self._inflate.eof:  # no progress: never turn in circles
+                raise ReadError(
+                    "its compressed data are damaged", where=self.path, do="copy or download the file again"
+                )
 
     def take(self, size: int) -> bytes:
         """The next `size` bytes, or fewer at the end."""
@@ -131,6 +173,36 @@ class Stream:
                 where=self.path,
                 do="copy or download the file again",
             )
+
+
+class _Bzip2:
+    """Python's bzip2 unpacker with the attributes of zlib's; it keeps unread input itself."""
+
+    unconsumed_tail = b""
+
+    def __init__(self) -> None:
+        self._inner = bz2.BZ2Decompressor()
+
+    def decompress(self, data: bytes, limit: int) -> bytes:
+        """As zlib's."""
+        return self._inner.decompress(data, limit)
+
+    def __getattr__(self, name: str) -> Any:  # eof, unused_data, needs_input
+        return getattr(self._inner, name)
+
+
+def _unpacker(packing: Packing) -> Any:
+    return _Bzip2() if packing == "bzip2" else isal_zlib.decompressobj(_WINDOW[packing])
+
+
+def gzipped(*parts: bytes | memoryview) -> bytes:
+    """One gzip member of all `parts`, without a time or name, so that the same voxels give the same bytes."""
+    pack = isal_zlib.compressobj(GZIP_LEVEL, wbits=31)
+    out = []
+    for part in parts:
+        view = memoryview(part).cast("B")
+        out += [pack.compress(view[k : k + 4 * _CHUNK]) for k in range(0, len(view), 4 * _CHUNK)]
+    return b"".join([*out, pack.flush()])
 
 
 def start_of(path: str | os.PathLike[str], size: int) -> bytes:

@@ -1,0 +1,233 @@
+"""Scans in zip archives: found by the first bytes of their files, read without trusting names or sizes.
+
+What has to lie on the disk lies there under a number, in a private folder that is removed again; names are compared and
+shown, never used as paths. One level is opened; archives inside archives are named.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ctfoundry.errors import CTFoundryError, NotAScanError, ReadError, TooLargeError
+from ctfoundry.io.stream import CAP
+from ctfoundry.io.zip_directory import OPEN_IT, Member, member_of, members, pieces
+from ctfoundry.volume import Kind, Volume
+
+if TYPE_CHECKING:
+    from ctfoundry.io.discovery import Discovery, Found
+
+HEAD = 1 << 20
+"""Bytes unpacked of a file to see what it is, if it is no DICOM slice; no header of another format is longer."""
+LOOK_LIMIT = 2 << 30
+"""Bytes unpacked, in all, of files whose beginning does not tell what they are."""
+NO_SCAN = "zip archive without a scan"
+"""Reason for an archive that holds nothing of interest."""
+
+
+def is_zip(start: bytes) -> bool:
+    """Whether `start` begins a zip archive."""
+    return start[:4] in (b"PK\3\4", b"PK\5\6")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A private folder with files of an archive under numbers."""
+
+    archive: Path
+    folder: Path
+    names: dict[str, str]
+
+    def put(self, member: Member, limit: int | None = None) -> Path:
+        """A file, or its first `limit` bytes followed by a hole to its full length."""
+        target = self.folder / f"{len(self.names):06d}"
+        with open(target, "xb") as file:
+            for piece in pieces(self.archive, member, limit):
+                file.write(piece)
+            file.truncate(member.size)
+        self.names[target.name] = member.name
+        return target
+
+    def shown(self, text: str) -> str:
+        """`text` with the archive's names in place of the numbers."""
+        found = re.escape(str(self.folder)) + r"(?:[/\\](\d{6}))?"
+
+        def name(match: re.Match[str]) -> str:
+            number = match.group(1)
+            return str(self.archive) + (f"#{self.names[number]}" if number in self.names else "")
+
+        return re.sub(found, name, text)
+
+    def error(self, error: CTFoundryError) -> CTFoundryError:
+        """The same error, speaking of the archive."""
+        texts = [None if t is None else self.shown(t) for t in (error.what, error.where, error.do)]
+        return type(error)(texts[0] or "", where=texts[1], do=texts[2])
+
+
+@contextmanager
+def _private(archive: Path) -> Iterator[_Place]:
+    """A private folder that is removed however the block ends; errors that leave the block speak of the archive."""
+    with tempfile.TemporaryDirectory(prefix="ctfoundry-zip-") as folder:
+        place = _Place(archive, Path(folder), {})
+        try:
+            yield place
+        except CTFoundryError as error:
+            raise place.error(error) from error
+        except OSError as error:
+            raise ReadError(f"cannot be unpacked ({error.strerror or error})", where=archive) from error
+
+
+# Scans ----------------------------------------------------------------------------------------------------------------
+
+
+def discover(path: Path) -> Discovery:
+    """What an archive holds, from the first bytes of its files; one `Found` a volume, as `discovery.discover`.
+
+    Raises what `members` raises.
+    """
+    return _look(path)[0]
+
+
+def _look(path: Path) -> tuple[Discovery, list[str]]:
+    """(what the archive holds, names of its lone DICOM slices)."""
+    from ctfoundry.io import discovery, reading
+
+    skips: list[discovery.Skip] = []
+    listed = members(path)
+    budget = LOOK_LIMIT
+    with _private(path) as place:
+        for member in listed:
+            try:
+                target = place.put(member, reading.START)
+                with open(target, "rb") as file:
+                    start = file.read(min(reading.START, member.size))
+                fmt = reading.format_of(target, start)
+                if fmt is None:
+                    target.unlink()
+                    skips.append(discovery.Skip(path, discovery.reason_of(start)))
+                elif not (fmt == "dicom" and _is_enough(target, start)) and member.size > reading.START:
+                    target.unlink()
+                    limit = None if fmt == "dicom" else HEAD
+                    budget -= min(member.size, limit or member.size)
+                    if budget < 0:
+                        raise TooLargeError(
+                            "has to be unpacked to be looked at, and is too large", where=path, do=OPEN_IT
+                        )
+                    place.names.pop(target.name)
+                    place.put(member, limit)
+            except TooLargeError:
+                raise
+            except ReadError as error:
+                skips.append(discovery.Skip(path, error.what))
+        inner = discovery.discover(place.folder)
+        found = [_outside(item, place) for item in inner.found]
+        lone = [place.names[s.path.name] for s in inner.skips if s.reason == discovery.SINGLE]
+    skips += [discovery.Skip(path, s.reason) for s in inner.skips]
+    return discovery.Discovery(path, tuple(found), tuple(skips)), lone
+
+
+def _is_enough(target: Path, start: bytes) -> bool:
+    """Whether the first bytes of a DICOM file hold its whole header, and its pixels are plain."""
+    from ctfoundry.io.dicom_header import read_header
+
+    try:
+        header = read_header(str(target), start)
+    except ReadError:
+        return False
+    return not header.has_pixels or (header.plain and header.start == 0 and 0 <= header.pixels <= len(start))
+
+
+def _outside(item: Found, place: _Place) -> Found:
+    """A volume of the private folder as one of the archive."""
+    from ctfoundry.io.discovery import named_as_label
+
+    names = tuple(place.names[p.name] for p in item.paths)
+    return replace(
+        item,
+        paths=(place.archive,),
+        members=names,
+        is_label=item.is_label or (item.format != "dicom" and named_as_label(Path(Path(names[0]).name))),
+        problem=None if item.problem is None else place.error(item.problem),
+        data=None,
+        folder=place.archive,
+    )
+
+
+def read_found(
+    item: Found, *, kind: Kind | None = None, cap: int = CAP, threads: int | None = None, allow_gaps: bool = False
+) -> Volume:
+    """The volume that `discover` found in an archive."""
+    with _private(item.path) as place:
+        paths = _unpacked(place, item.members, cap)
+        if item.format != "dicom":
+            return _read_file(place, paths[0], kind, cap)
+        inside = replace(item, paths=tuple(paths), members=(), folder=place.folder)
+        return inside.read(kind=kind, cap=cap, threads=threads, allow_gaps=allow_gaps)
+
+
+def read(
+    path: Path,
+    name: str | None = None,
+    *,
+    kind: Kind | None = None,
+    cap: int = CAP,
+    threads: int | None = None,
+    allow_gaps: bool = False,
+) -> Volume:
+    """The one volume in an archive, or the one that `name` says: a series UID (``UID@PART``), or a file in it.
+
+    Raises NotAScanError where there is none or more than one, with their names; else as `reading.read`.
+    """
+    from ctfoundry.io import dicom_series
+
+    found, lone = _look(path)
+    series = (name or "").partition("@")[0]
+    items = [f for f in found.found if name is None or f.series == series or f.members == (name,)]
+    if (items and all(f.format == "dicom" for f in items)) or (not items and lone):
+        wanted = [n for f in items for n in f.members] or lone
+        with _private(path) as place:
+            _unpacked(place, list(dict.fromkeys(wanted)), cap)
+            return dicom_series.read_folder(
+                place.folder, name, kind=kind, cap=cap, threads=threads, allow_gaps=allow_gaps
+            )
+    if not items:
+        seen = ", ".join(f"{count} x {reason}" for reason, count in found.skipped.items()) or "no file"
+        raise NotAScanError(
+            f"holds no scan{f' {name}' if name else ''} (it holds: {seen})",
+            where=path,
+            do="give an archive with a scan",
+        )
+    if len(items) > 1:
+        listed = "; ".join(f.name for f in items[:8]) + (f" and {len(items) - 8} more" if len(items) > 8 else "")
+        raise NotAScanError(f"holds {len(items)} volumes: {listed}", where=path, do="name one of these")
+    with _private(path) as place:
+        return _read_file(place, _unpacked(place, items[0].members, cap)[0], kind, cap)
+
+
+def _read_file(place: _Place, path: Path, kind: Kind | None, cap: int) -> Volume:
+    from ctfoundry.io import reading
+
+    with open(path, "rb") as file:
+        fmt = reading.format_of(path, file.read(reading.START))
+    if fmt is None or fmt == "dicom":
+        raise ReadError("is another file than before", where=path, do="search the archive again")
+    return reading.read_file(reading.HEADERS[fmt](path), kind=kind, cap=cap, called=place.names[path.name])
+
+
+def _unpacked(place: _Place, names: Sequence[str], cap: int) -> list[Path]:
+    """The files `names`, unpacked whole; raises TooLargeError when they are larger than a volume of `cap` bytes can be."""
+    table = {m.name: m for m in members(place.archive)}
+    chosen = [member_of(table, name, place.archive) for name in names]
+    total = sum(m.size for m in chosen)
+    if total > cap + len(chosen) * HEAD:
+        raise TooLargeError(
+            f"unpacks to {total >> 20:,} MiB, over the cap of {cap >> 20:,} MiB",
+            where=place.archive,
+            do="pass a larger cap (bytes) if the size is true",
+        )
+    return [place.put(member) for member in chosen]
