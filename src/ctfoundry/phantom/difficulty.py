@@ -1,7 +1,7 @@
-"""How much of the labels two trivial methods find: Hounsfield units alone, and position alone.
+"""How much trivial methods find: labels by Hounsfield units alone or by position alone, and lesions by the HU histogram.
 
 Nothing is claimed for a representation that these do too (DESIGN, decision 13): later rooms print them beside their own
-numbers. Both take any scans with label maps, phantoms or real ones.
+numbers. All take any scans, phantoms or real ones.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
-from ctfoundry.body import body_box
+from ctfoundry.body import body_box, largest_part
 from ctfoundry.errors import UsageError
+from ctfoundry.keys import Key
 from ctfoundry.phantom.names import GROUPS, IDS, WRAPS
 from ctfoundry.volume import Volume
 
@@ -21,6 +22,14 @@ HU_EDGES = np.arange(-1025, 1531, 5)
 """Bins of the HU classifier: 5 HU wide; what lies outside falls into the first or the last one."""
 SMALLEST_VOXELS = 20
 """Structures with fewer voxels in a scan have no centroid there."""
+
+
+HISTOGRAM_EDGES = np.concatenate(
+    [np.arange(-1025, -225, 50), np.arange(-225, 225, 10), np.arange(225, 1626, 100), [4000]]
+)
+"""Bins of the histogram that findings are regressed on: narrow where soft tissue lies."""
+PENALTIES = (0.3, 3.0, 30.0, 300.0)
+"""Weights of the squared coefficients among which the regression chooses, by cross-validation within its training part."""
 
 
 class Labelled(Protocol):
@@ -69,21 +78,33 @@ def hu_classifier_dice(
     classifier, which never chooses small structures, cannot do better on the training scans. Dice is pooled over the voxels
     of all test scans; the overall number is the mean over structures that occur in both cohorts.
     """
+    result = {}
+    for name, counts in hu_counts(train, test, structures).items():
+        hit, taken, own = counts.sum(axis=0)
+        result[name] = float(2 * hit / (taken + own))
+    overall = float(np.mean(list(result.values()))) if result else float("nan")
+    return Difficulty(overall, result)
+
+
+def hu_counts(
+    train: Sequence[Labelled], test: Sequence[Labelled], structures: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, np.ndarray]:
+    """What `hu_classifier_dice` counts: for each structure, (test scans, 3) voxels that are hit, taken, and the structure's own."""
     _need(train, test)
     structures = structures or structures_of(train)
-    seen, target = _histograms(train), _histograms(test)
+    seen, targets = _histograms(train), np.stack([_histograms([scan]) for scan in test])
     result = {}
     for name, ids in structures.items():
-        own, other = seen[:, list(ids)].sum(axis=1), target[:, list(ids)].sum(axis=1)
+        own, other = seen[:, list(ids)].sum(axis=1), targets[:, :, list(ids)].sum(axis=2)
         if own.sum() == 0 or other.sum() == 0:
             continue
         total = seen.sum(axis=1)
         order = np.argsort(-own / np.maximum(total, 1), kind="stable")
         hit, taken = np.cumsum(own[order]), np.cumsum(total[order])
         chosen = order[: int(np.argmax(2 * hit / (taken + own.sum()))) + 1]
-        result[name] = float(2 * other[chosen].sum() / (target[chosen].sum() + other.sum()))
-    overall = float(np.mean(list(result.values()))) if result else float("nan")
-    return Difficulty(overall, result)
+        parts = other[:, chosen].sum(axis=1), targets[:, chosen].sum(axis=(1, 2)), other.sum(axis=1)
+        result[name] = np.stack(parts, axis=1)
+    return result
 
 
 def position_guess_error(
@@ -95,6 +116,15 @@ def position_guess_error(
     the body box (0 to 1 from Left to Right, Posterior to Anterior, Inferior to Superior), laid into the test scan's body
     box. The overall number is the median over all structures of all test scans; each structure's is its own median.
     """
+    misses = {name: [miss for _, miss in found] for name, found in position_misses(train, test, structures).items()}
+    overall = float(np.median(np.concatenate(list(misses.values())))) if misses else float("nan")
+    return Difficulty(overall, {name: float(np.median(values)) for name, values in misses.items()})
+
+
+def position_misses(
+    train: Sequence[Labelled], test: Sequence[Labelled], structures: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, list[tuple[int, float]]]:
+    """What `position_guess_error` takes medians of: for each structure, (test scan, miss in millimetres)."""
     _need(train, test)
     structures = structures or structures_of(train)
     places: dict[str, list[np.ndarray]] = {name: [] for name in structures}
@@ -102,15 +132,116 @@ def position_guess_error(
         low, size = _body_frame(scan.ct)
         for name, point in _centroids(scan, structures).items():
             places[name].append((point - low) / size)
-    misses: dict[str, list[float]] = {}
-    for scan in test:
+    misses: dict[str, list[tuple[int, float]]] = {}
+    for number, scan in enumerate(test):
         low, size = _body_frame(scan.ct)
         for name, point in _centroids(scan, structures).items():
             if places[name]:
                 guess = low + np.mean(places[name], axis=0) * size
-                misses.setdefault(name, []).append(float(np.linalg.norm(guess - point)))
-    overall = float(np.median(np.concatenate(list(misses.values())))) if misses else float("nan")
-    return Difficulty(overall, {name: float(np.median(values)) for name, values in misses.items()})
+                misses.setdefault(name, []).append((number, float(np.linalg.norm(guess - point))))
+    return misses
+
+
+@dataclass(frozen=True)
+class Auroc:
+    """Area under the receiver operating characteristic with a 95 % bootstrap interval over `patients`."""
+
+    value: float
+    low: float
+    high: float
+    patients: int
+
+
+def hu_histogram(ct: Volume) -> np.ndarray:
+    """Square roots of the shares of the body's voxels in `HISTOGRAM_EDGES`; the body with what it encloses slice by slice."""
+    from scipy import ndimage
+
+    body = largest_part(ct.voxels > -300)
+    body = np.stack([ndimage.binary_fill_holes(cut) for cut in body])
+    counts = np.histogram(np.clip(ct.voxels[body], -1025, 3999), HISTOGRAM_EDGES)[0]
+    return np.sqrt(counts / max(int(counts.sum()), 1))
+
+
+def findings_auroc(
+    present: Sequence[np.ndarray], absent: Sequence[np.ndarray], *, folds: int = 5, repeats: int = 4, seed: int = 0
+) -> Auroc:
+    """How well a regression on the HU histogram tells scans with a finding from scans without.
+
+    L2-regularised logistic regression on standardised histograms (mean and deviation of the training part; penalty of
+    `PENALTIES` by an inner cross-validation), in `folds` parts of the patients, `repeats` times over. The area is the share
+    of pairs of a scan with and a scan without that are ordered rightly, over pairs of one test part.
+
+    Parameters
+    ----------
+    present, absent : histograms (`hu_histogram`) of scans with and without. Where scan i of both is of one patient (the same scan
+        made with and without its lesion, which is how nothing else can differ), both lists have the same order and length: they
+        then share a part, and are not compared with each other.
+
+    Raises
+    ------
+    UsageError : if the lists differ in length or hold fewer than two patients a fold.
+    """
+    count = len(present)
+    if count != len(absent) or count < 2 * folds:
+        raise UsageError(f"needs as many scans with as without, at least {2 * folds}", where="findings_auroc")
+    x = np.concatenate([np.stack(present), np.stack(absent)])
+    y, patient = np.repeat([1.0, 0.0], count), np.tile(np.arange(count), 2)
+    right, compared = np.zeros((count, count)), np.zeros((count, count))
+    for repeat in range(repeats):
+        part = Key.of("findings", seed, repeat).permutation(count) % folds
+        for fold in range(folds):
+            test = part[patient] == fold
+            penalty = _penalty(x[~test], y[~test], patient[~test], folds - 1, Key.of("findings", seed, repeat, fold))
+            score = _scores(x[~test], y[~test], x, penalty)
+            who = np.flatnonzero(part == fold)
+            own, other = score[:count][who], score[count:][who]
+            pairs = np.ix_(who, who)
+            right[pairs] += (own[:, None] > other) + 0.5 * (own[:, None] == other)
+            compared[pairs] += 1
+    np.fill_diagonal(right, 0)
+    np.fill_diagonal(compared, 0)
+    draws = Key.of("findings", seed, "bootstrap").integers(0, count, (1000, count))
+    areas = []
+    for draw in draws:
+        weight = np.bincount(draw, minlength=count).astype(float)
+        areas.append(weight @ right @ weight / max(weight @ compared @ weight, 1e-9))
+    low, high = np.quantile(areas, (0.025, 0.975))
+    return Auroc(float(right.sum() / compared.sum()), float(low), float(high), count)
+
+
+def _penalty(x: np.ndarray, y: np.ndarray, patient: np.ndarray, folds: int, key: Key) -> float:
+    """The penalty with the smallest log loss on parts that were left out."""
+    names = np.unique(patient)
+    part = dict(zip(names.tolist(), (key.permutation(len(names)) % folds).tolist(), strict=True))
+    where = np.array([part[p] for p in patient.tolist()])
+    loss = dict.fromkeys(PENALTIES, 0.0)
+    for fold in range(folds):
+        test = where == fold
+        for penalty in PENALTIES:
+            score = _scores(x[~test], y[~test], x[test], penalty)
+            loss[penalty] += float(np.logaddexp(0, -(2 * y[test] - 1) * score).sum())
+    return min(PENALTIES, key=lambda penalty: loss[penalty])
+
+
+def _scores(x: np.ndarray, y: np.ndarray, new: np.ndarray, penalty: float) -> np.ndarray:
+    """Log odds of new rows by a logistic regression fitted to the others, by Newton steps in the space of the samples."""
+    mean, spread = x.mean(0), x.std(0)
+    scale = np.where(spread > 1e-6, spread, np.inf)  # a bin that never differs says nothing
+    a, b = (x - mean) / scale, (new - mean) / scale
+    a, b = np.hstack([a, np.ones((len(a), 1))]), np.hstack([b, np.ones((len(b), 1))])
+    ridge = np.full(a.shape[1], penalty)
+    ridge[-1] = 1e-6
+    w = np.zeros(a.shape[1])
+    for _ in range(25):
+        chance = 1 / (1 + np.exp(-np.clip(a @ w, -30, 30)))
+        slope = a.T @ (chance - y) + ridge * w
+        curve = (a.T * (chance * (1 - chance))) @ a
+        curve[np.diag_indices_from(curve)] += ridge
+        step = np.linalg.solve(curve, slope)
+        w -= step
+        if np.abs(step).max() < 1e-6:
+            break
+    return np.asarray(b @ w)
 
 
 def _body_frame(ct: Volume) -> tuple[np.ndarray, np.ndarray]:

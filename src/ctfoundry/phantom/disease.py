@@ -7,12 +7,12 @@ often a kind occurs is a parameter (`odds`), so that cohorts can be balanced; th
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from ctfoundry.errors import UsageError
 from ctfoundry.keys import Key
-from ctfoundry.phantom.spec import Acquisition, Lesion, LesionKind, Subject
+from ctfoundry.phantom.spec import Acquisition, Lesion, LesionKind, Spec, Subject
 
 KINDS: tuple[LesionKind, ...] = get_args(LesionKind)
 
@@ -181,6 +181,22 @@ def draw_lesions(
         if (kinds is None or kind in kinds) and float(own.uniform()) < chances.get(kind, 0.0):
             found += _draw_kind(own, kind, subject, acquisition)
     return tuple(found)
+
+
+def afflicted(key: Key, spec: Spec, *, odds: Mapping[LesionKind, float] | None = None) -> Spec:
+    """A spec with lesions (`draw_lesions`), devices (`devices.draw_devices`) and wear (uniform in 0..1) of a random patient."""
+    from ctfoundry.phantom.devices import draw_devices  # it knows how bodies are painted
+
+    subject, scan = spec.subject, spec.acquisition
+    return replace(
+        spec,
+        subject=replace(
+            subject,
+            wear=round(float(key("wear").uniform()), 3),
+            lesions=draw_lesions(key("lesions"), subject, scan, odds=odds),
+            devices=draw_devices(key("devices"), scan),
+        ),
+    )
 
 
 def _draw_kind(key: Key, kind: LesionKind, subject: Subject, scan: Acquisition | None) -> list[Lesion]:

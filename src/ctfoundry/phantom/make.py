@@ -26,6 +26,7 @@ from ctfoundry.phantom.thorax import paint_heart, paint_lungs
 from ctfoundry.phantom.tissue import Tissue
 from ctfoundry.phantom.vessels import paint_vessels
 from ctfoundry.phantom.wall import paint_muscles, paint_wall
+from ctfoundry.phantom.wear import paint_wear
 from ctfoundry.volume import AIR, Volume
 
 
@@ -88,6 +89,7 @@ def paint_body(spec: Spec, axes: tuple[np.ndarray, np.ndarray, np.ndarray]) -> C
     canvas = Canvas.of(Space.of(Pose.of(spec.subject, spec.acquisition), axes))
     tissue = Tissue(body)
     paint_healthy(canvas, body, tissue)
+    paint_wear(canvas, body, tissue)
     paint_lesions(canvas, body, tissue, paint_healthy)
     paint_devices(canvas, body, paint_healthy)
     return canvas

@@ -70,7 +70,7 @@ def _atlas(subject: Subject, low: float, high: float, paint: Paint) -> Atlas:
 
 def atlas(subject: Subject, heights: tuple[float, float], paint: Paint) -> Atlas:
     """The atlas of a patient between two body heights (mm); the last few are kept."""
-    healthy = dataclasses.replace(subject, lesions=(), devices=())
+    healthy = dataclasses.replace(subject, wear=0.0, lesions=(), devices=())
     return _atlas(healthy, max(heights[0], Z_RANGE[0]), min(heights[1], Z_RANGE[1]), paint)
 
 

@@ -104,6 +104,7 @@ class Subject:
     variety : factor on how far organs move, turn and grow independently of each other; 1 is the documented cohort.
     age_years : below 18 the body is a child's (`growth`): height, width and depth are then factors on the reference of that age,
         and body millimetres (`fat_mm`, `z_range`, lesions' sizes excepted) name the same anatomy as in adults. Bones follow age.
+    wear : 0 (none) to 1: how much the patient may have of what is common and no lesion (`wear`): emphysema, plaques, porous bone ...
     lesions, devices : what this patient has beside a healthy body.
     """
 
@@ -120,6 +121,7 @@ class Subject:
     diaphragm_mm: tuple[float, float] = (0.0, 0.0)
     variety: float = 1.0
     age_years: float = 50.0
+    wear: float = 0.0
     lesions: tuple[Lesion, ...] = ()
     devices: tuple[Device, ...] = ()
 
@@ -128,6 +130,8 @@ class Subject:
             raise UsageError("height, width, depth and muscle are factors above 0", where="Subject")
         if self.fat_mm < 0 or not 0 <= self.visceral <= 1 or self.variety < 0:
             raise UsageError("fat_mm and variety are not negative, visceral lies in 0..1", where="Subject")
+        if not 0 <= self.wear <= 1:
+            raise UsageError(f"wear {self.wear} does not lie in 0..1", where="Subject")
         if not 0 <= self.age_years <= 110:
             raise UsageError(f"age_years {self.age_years} does not lie in 0..110", where="Subject")
 
@@ -204,16 +208,31 @@ class Spec:
     acquisition: Acquisition
 
 
-def draw(key: Key, *, view: View | None = None, voxel_mm: float | None = None) -> Spec:
+def draw(
+    key: Key,
+    *,
+    view: View | None = None,
+    voxel_mm: float | None = None,
+    lesions: bool = False,
+    odds: Mapping[LesionKind, float] | None = None,
+) -> Spec:
     """A random patient in a random scan.
 
     `view` fixes which part of the body is scanned (its ends still vary): one of the torso (without it, one of the five is
     drawn), "head", "head-neck", "thigh", "knee", "lower-leg", or "any" of all ten (`views.ANY_ODDS`). `voxel_mm` fixes
     pixel, slice distance and thickness. Otherwise pixels of 1.3 to 3 mm and slices of 1.5 to 6 mm are drawn: coarser than a scanner's, so that a
     phantom takes a second; give `Acquisition` a matrix of 512 for the real size.
+
+    With `lesions` the patient has wear, lesions and devices where the scan is meant to show them (`disease.draw_lesions`, with its
+    `odds`; `devices.draw_devices`). Body and scan are the same as without.
     """
     subject = draw_subject(key("subject"))
-    return Spec(subject, draw_acquisition(key("acquisition"), subject, view=view, voxel_mm=voxel_mm))
+    spec = Spec(subject, draw_acquisition(key("acquisition"), subject, view=view, voxel_mm=voxel_mm))
+    if not lesions:
+        return spec
+    from ctfoundry.phantom.disease import afflicted  # it knows about sites, which know about bodies
+
+    return afflicted(key("disease"), spec, odds=odds)
 
 
 def draw_subject(key: Key) -> Subject:
