@@ -28,6 +28,7 @@ def write_series(
     intercept: float = 0.0,
     syntax: str = EXPLICIT,
     series: str = "1",
+    description: str = "",
     change: Callable[[Dataset, int], None] | None = None,
     name: Callable[[int], str] = "{:04d}.dcm".format,
 ) -> list[Path]:
@@ -36,9 +37,11 @@ def write_series(
     Parameters
     ----------
     stored : pixel numbers (d, h, w) as they are stored, int16 or uint16.
-    affine : (d, h, w) to RAS+ mm; any axis order and handedness.
+    affine : (d, h, w) to RAS+ mm; any axis order and handedness. Where axis 0 leans over, slices are shifted in their plane
+        from one to the next, as a tilted gantry leaves them.
     slope, intercept : rescale values of every slice (`change` may set each slice's own).
     syntax : an uncompressed transfer syntax UID.
+    series : last piece of the Series Instance UID; series of one study and frame of reference otherwise.
     change : called with each data set and its index before it is written.
     name : file name of slice d.
     """
@@ -58,6 +61,7 @@ def write_series(
         data.SOPClassUID, data.SOPInstanceUID = CT_CLASS, f"{UID}.{series}.{d + 1}"
         data.Modality, data.PatientID, data.PatientName = "CT", "P-1", "Made^Up"
         data.StudyInstanceUID, data.SeriesInstanceUID = f"{UID}.9", f"{UID}.{series}"
+        data.FrameOfReferenceUID, data.SeriesDescription = f"{UID}.8", description
         data.InstanceNumber = len(stored) - d
         data.SliceThickness = f"{steps[0]:.10g}"
         data.ImagePositionPatient = [f"{v:.10g}" for v in lps[:3] @ (d, 0, 0, 1)]
