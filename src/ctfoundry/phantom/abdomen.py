@@ -330,18 +330,20 @@ def _paint_small_bowel(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     centre = np.array([-4.0, 40 + 0.5 * body.belly_mm, 22]) + frame.shift
     region = ellipsoid(patch, centre, np.array([92, 56 + 0.4 * body.belly_mm, 105]) * frame.factor)
     region = np.maximum(region, body.cavity(patch) + 3)
-    outer = patch.fine(region)
-    loops = patch.fine(smooth_sample(key, patch.x, patch.y, patch.z, blob_mm=30))
+    loops, fold, pocket = (
+        smooth_sample(k, patch.x, patch.y, patch.z, blob_mm=blob)
+        for k, blob in ((key, 30), (key("fold"), 14), (key("gas"), 40))
+    )
     mesentery = float(0.14 + 0.5 * body.subject.visceral)
-    # The texture changes by about one deviation in ten millimetres: that turns it into a distance.
-    distance = np.maximum((mesentery - np.abs(loops + 0.2)) * np.float32(11), outer)
-    fold = patch.fine(smooth_sample(key("fold"), patch.x, patch.y, patch.z, blob_mm=14))
-    wall = tissue("bowel") + 8 * fold
-    canvas.paint(patch.box, distance, wall, "small_bowel", over=_FREE)
-    content = 15 + 20 * float(key("content").uniform()) + 8 * fold
-    lumen = distance + 2.6 + 1.2 * fold
-    canvas.paint(patch.box, lumen, content, None, over=("small_bowel",))
-    pocket = patch.fine(smooth_sample(key("gas"), patch.x, patch.y, patch.z, blob_mm=40))
+    content = 15 + 20 * float(key("content").uniform())
     amount = float(key("amount").uniform(1.0, 2.6))
-    gas = np.maximum(lumen + 1, (amount - pocket) * 8)
-    canvas.paint(patch.box, gas, -940, None, over=("small_bowel",))
+    for slab, planes in patch.slabs():
+        # The texture changes by about one deviation in ten millimetres: that turns it into a distance.
+        distance = (mesentery - np.abs(slab.fine(loops[planes]) + np.float32(0.2))) * np.float32(11)
+        np.maximum(distance, slab.fine(region[planes]), out=distance)
+        folds = slab.fine(fold[planes])
+        canvas.paint(slab.box, distance, tissue("bowel") + 8 * folds, "small_bowel", over=_FREE)
+        lumen = distance + np.float32(2.6) + np.float32(1.2) * folds
+        canvas.paint(slab.box, lumen, content + 8 * folds, None, over=("small_bowel",))
+        gas = np.maximum(lumen + 1, (amount - slab.fine(pocket[planes])) * 8)
+        canvas.paint(slab.box, gas, -940, None, over=("small_bowel",))

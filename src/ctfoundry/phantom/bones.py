@@ -54,8 +54,25 @@ def _paint_spine(canvas: Canvas, body: Body, bone: Bone) -> None:
         return
     slope = (body.spine(patch.z + 5) - body.spine(patch.z - 5)) / 10
     back = patch.y - body.spine(patch.z)
-    x, y, z = (patch.fine(c) for c in (patch.x, back, patch.z + slope * back))
-    level = np.clip(np.searchsorted(LEVEL_EDGES, z.ravel(), side="right").reshape(z.shape) - 1, 0, len(LEVEL_NAMES) - 1)
+    straight = patch.z + slope * back
+    for slab, planes in patch.slabs(2):
+        x, y, z = (slab.fine(c[planes]) for c in (patch.x, back, straight))
+        # A third of the box can hold bone: bodies and spinous processes, and the transverse ones beside them.
+        wide = np.abs(x)
+        near = (wide < 32) & (y > -84) & (y < 24)
+        near |= (wide < 44) & (y > -52) & (y < -8)
+        inside = np.flatnonzero(near)
+        if inside.size:
+            _paint_vertebrae(
+                canvas, body, bone, canvas.index(slab.box, inside), *(c.ravel()[inside] for c in (x, y, z))
+            )
+
+
+def _paint_vertebrae(
+    canvas: Canvas, body: Body, bone: Bone, voxels: np.ndarray, x: np.ndarray, y: np.ndarray, z: np.ndarray
+) -> None:
+    """Discs, vertebrae, canal and cord on `voxels` (flat indices) at x, y from the bodies' middle and z along the spine."""
+    level = np.clip(np.searchsorted(LEVEL_EDGES, z, side="right") - 1, 0, len(LEVEL_NAMES) - 1)
     edge, height = LEVEL_EDGES[level].astype(np.float32), np.diff(LEVEL_EDGES).astype(np.float32)[level]
     s = (z - edge) / height
     size = np.interp(LEVEL_EDGES, (0, 180, 460, 550), (1.12, 0.98, 0.72, 0.6)).astype(np.float32)[level]
@@ -67,7 +84,8 @@ def _paint_spine(canvas: Canvas, body: Body, bone: Bone) -> None:
     inside = np.clip(z, 0, LEVEL_EDGES[-1])
     outside = np.abs(z - inside)
     grain = sample(body.key("spine"), x, y, z, blob_mm=5)
-    canvas.paint(patch.box, np.maximum(column - 0.5, outside), 85 + 6 * grain, "intervertebral_disc")
+    discs = np.full(level.shape, IDS["intervertebral_disc"], dtype=np.uint8)
+    canvas.put(voxels, np.maximum(column - 0.5, outside), 85 + 6 * grain, discs)
     vertebra = np.maximum(column, np.maximum(end, -s * height + 0.3))
     # Arch around the canal, spinous and transverse processes.
     yc = y + 16.5 * size + 8
@@ -82,14 +100,12 @@ def _paint_spine(canvas: Canvas, body: Body, bone: Bone) -> None:
     )
     posterior = np.maximum(np.minimum(np.minimum(ring, spinous), transverse), outside)
     vertebra = np.minimum(np.maximum(vertebra, outside), posterior)
-    share = canvas.share(vertebra)
-    under = canvas.hu[patch.box]
-    under += share * (bone.hu(vertebra, grain) - under)
     ids = np.array([IDS[name] for name in LEVEL_NAMES], dtype=np.uint8)
-    np.copyto(canvas.labels[patch.box], ids[level], where=share >= 0.5)
+    canvas.put(voxels, vertebra, bone.hu(vertebra, grain), ids[level])
     cord = np.maximum(np.hypot(x / 1.25, yc) - 7.6, outside)
-    canvas.paint(patch.box, cord, 14, None)
-    canvas.paint(patch.box, np.maximum(np.hypot(x / 1.2, yc) - 4.8, outside + (130 - z).clip(0)), 38, "spinal_cord")
+    canvas.put(voxels, cord, 14, None)
+    cord = np.maximum(np.hypot(x / 1.2, yc) - 4.8, outside + (130 - z).clip(0))
+    canvas.put(voxels, cord, 38, np.full(level.shape, IDS["spinal_cord"], dtype=np.uint8))
 
 
 def _paint_ribs(canvas: Canvas, body: Body, bone: Bone) -> None:
@@ -99,11 +115,25 @@ def _paint_ribs(canvas: Canvas, body: Body, bone: Bone) -> None:
     distance, _ = body.cage(patch)
     middle = np.interp(patch.z, (130, 300, 478), (11, 2, -19))
     angle = np.arctan2(np.abs(patch.x), middle - patch.y)
-    shell = patch.fine(distance)
-    near = np.flatnonzero(np.abs(shell.ravel()) < 8)
-    if near.size == 0:
-        return
-    d, phi, z, x = (f.ravel()[near] for f in (shell, patch.fine(angle), patch.fine(patch.z), patch.fine(patch.x)))
+    for slab, planes in patch.slabs(2):
+        shell = slab.fine(distance[planes])
+        near = np.flatnonzero(np.abs(shell.ravel()) < 8)
+        if near.size:
+            rest = (slab.fine(c[planes]).ravel()[near] for c in (angle, patch.z, patch.x))
+            _paint_cage(canvas, body, bone, canvas.index(slab.box, near), shell.ravel()[near], *rest)
+
+
+def _paint_cage(
+    canvas: Canvas,
+    body: Body,
+    bone: Bone,
+    voxels: np.ndarray,
+    d: np.ndarray,
+    phi: np.ndarray,
+    z: np.ndarray,
+    x: np.ndarray,
+) -> None:
+    """Ribs and cartilage on `voxels` (flat indices), at d from the middle of the ribs and the angle phi from the back."""
     # Ribs run down and forwards; the cartilage rises again to the sternum.
     steep = 1 + 0.12 * float(body.key("ribs").normal().clip(-2, 2))
     drop = (np.interp(z, (60, 200, 330, 440, 470), (95, 95, 82, 45, 30)) * steep).astype(np.float32)
@@ -119,20 +149,11 @@ def _paint_ribs(canvas: Canvas, body: Body, bone: Bone) -> None:
     valid = (number >= 1) & (number <= 12)
     rib = np.where(valid & (phi > 0.28) & (phi < ends), shape, 9).astype(np.float32)
     cartilage = np.where(valid & (number <= 9) & (phi >= ends) & (phi < 3.0), shape + 0.3, 9).astype(np.float32)
-    flat_hu, flat_labels = canvas.hu[patch.box].ravel(), canvas.labels[patch.box].ravel()
-    hu, labels = flat_hu[near], flat_labels[near]
     first = np.where(x < 0, IDS["rib_left_1"], IDS["rib_right_1"]) - 1
     calcified = 95 + 60 * float(body.key("cartilage").uniform())
-    for part, value, ids in (
-        (cartilage, calcified, np.full(number.shape, IDS["costal_cartilages"])),
-        (rib, bone.hu(rib, shell_mm=1.2), first + number),
-    ):
-        share = canvas.share(part)
-        hu += share * (value - hu)
-        np.copyto(labels, ids.astype(np.uint8), where=share >= 0.5)
-    flat_hu[near], flat_labels[near] = hu, labels
-    canvas.hu[patch.box] = flat_hu.reshape(shell.shape)
-    canvas.labels[patch.box] = flat_labels.reshape(shell.shape)
+    costal = np.full(number.shape, IDS["costal_cartilages"], dtype=np.uint8)
+    canvas.put(voxels, cartilage, calcified, costal)
+    canvas.put(voxels, rib, bone.hu(rib, shell_mm=1.2), (first + number).astype(np.uint8))
 
 
 def _plate(
@@ -194,10 +215,10 @@ def _paint_hips(canvas: Canvas, body: Body, bone: Bone) -> None:
                 canvas.paint(box, d, bone.hu(d) + 40 if head else 60.0, f"femur_{name}" if head else "muscle")
         shaft = [
             (x * 98, 2, -122, 22),
-            (x * 122, -4, -138, 15),
-            (x * 150, -8, -150, 18),
-            (x * 156, -6, -200, 16),
-            (x * 152, 0, -260, 15),
+            (x * 120, -4, -138, 14),
+            (x * 147, -8, -149, 17),
+            (x * 143, -6, -195, 15.5),
+            (x * 140, 0, -240, 14.5),
         ]
         line = smooth_path(shaft, 14)
         found = tube(space, line[:, :3], line[:, 3])

@@ -90,6 +90,23 @@ class Canvas:
             if mark:
                 np.copyto(self.lesions[box][part], np.uint8(mark), where=share >= 0.5)
 
+    def index(self, box: Slices, inside: np.ndarray) -> np.ndarray:
+        """Flat indices in the whole picture of voxels given by their flat index in a box."""
+        d, h, w = np.unravel_index(inside, tuple(s.stop - s.start for s in box))
+        return np.asarray(
+            ((d + box[0].start) * self.hu.shape[1] + h + box[1].start) * self.hu.shape[2] + w + box[2].start
+        )
+
+    def put(self, voxels: np.ndarray, distance: np.ndarray, hu: float | np.ndarray, ids: np.ndarray | None) -> None:
+        """`paint` on single voxels (flat indices), with a label for each."""
+        share = self.share(distance.astype(np.float32))
+        flat, labels = self.hu.reshape(-1), self.labels.reshape(-1)
+        under = flat[voxels]
+        flat[voxels] = under + share * (hu - under)
+        if ids is not None:
+            chosen = share >= 0.5
+            labels[voxels[chosen]] = ids[chosen]
+
     def blend(self, box: Slices, share: Field, hu: float | Field, *, over: Sequence[str]) -> None:
         """Mix a material into some structures by a given share of each voxel; labels stay."""
         allowed = np.zeros(256, dtype=bool)

@@ -33,7 +33,8 @@ def slabs(scan: Acquisition, z: np.ndarray) -> Iterator[tuple[slice, Acquisition
         stop = max(int(np.searchsorted(z, z[start] + long)), start + 2)
         if stop > len(z) - 2:
             stop = len(z)
-        yield slice(start, stop), replace(scan, breath_mm=scan.breath_mm + off * scan.breath_steps_mm)
+        breath = scan.breath_mm + off * scan.breath_steps_mm
+        yield slice(start, stop), replace(scan, breath_mm=breath, breath_steps_mm=0.0)
         start, number = stop, number + 1
 
 

@@ -63,28 +63,31 @@ def _lung_sides(body: Body, patch: Patch, side: int) -> tuple[np.ndarray, ...]:
 
 def _paint_lung(canvas: Canvas, body: Body, tissue: Tissue, patch: Patch, side: int) -> None:
     key = body.key("lung", side)
-    sides = iter(_lung_sides(body, patch, side))
-    distance = patch.fine(next(sides))
-    for part in sides:
-        np.maximum(distance, patch.fine(part), out=distance)
+    sides = _lung_sides(body, patch, side)
     grain = sample(key, patch.x, patch.y, patch.z, blob_mm=16)
     # Denser where the lung hangs lowest; its mass stays when it breathes.
     base = -845 + 22 * float(body.key("lung").normal().clip(-2, 2))
-    hu = patch.fine((base - 0.45 * patch.y + 16 * grain + 1000) * canvas.space.shrinkage(patch) - 1000)
-    canvas.paint(patch.box, distance, hu, None)
-    mask = canvas.share(distance) >= 0.5
+    hu = (base - 0.45 * patch.y + 16 * grain + 1000) * canvas.space.shrinkage(patch) - 1000
     tilt, lift, level = key("fissure").normal(3).clip(-2, 2) * body.subject.variety
-    oblique = patch.fine(patch.z - (330 + 9 * lift) - (0.95 + 0.12 * tilt) * (-12 - patch.y) - 0.12 * np.abs(patch.x))
-    labels = canvas.labels[patch.box]
-    upper = oblique > 0
-    if side < 0:
-        ids = np.where(upper, IDS[LUNGS[0]], IDS[LUNGS[1]])
-    else:
-        horizontal = patch.fine(patch.z - (338 + 8 * level) + 0.1 * patch.y)
-        ids = np.where(upper, np.where(horizontal > 0, IDS[LUNGS[2]], IDS[LUNGS[3]]), IDS[LUNGS[4]])
-        _paint_fissure(canvas, patch, np.maximum(np.abs(horizontal) - 0.5, -oblique), mask)
-    np.copyto(labels, ids.astype(np.uint8), where=mask)
-    _paint_fissure(canvas, patch, np.abs(oblique * np.float32(0.7)) - 0.5, mask)
+    oblique = patch.z - (330 + 9 * lift) - (0.95 + 0.12 * tilt) * (-12 - patch.y) - 0.12 * np.abs(patch.x)
+    horizontal = patch.z - (338 + 8 * level) + 0.1 * patch.y
+    for slab, planes in patch.slabs():
+        distance = slab.fine(sides[0][planes])
+        for part in sides[1:]:
+            np.maximum(distance, slab.fine(part[planes]), out=distance)
+        canvas.paint(slab.box, distance, slab.fine(hu[planes]), None)
+        mask = canvas.share(distance) >= 0.5
+        above = slab.fine(oblique[planes])
+        upper = above > 0
+        if side < 0:
+            ids = np.where(upper, np.uint8(IDS[LUNGS[0]]), np.uint8(IDS[LUNGS[1]]))
+        else:
+            over = slab.fine(horizontal[planes])
+            ids = np.where(over > 0, np.uint8(IDS[LUNGS[2]]), np.uint8(IDS[LUNGS[3]]))
+            ids = np.where(upper, ids, np.uint8(IDS[LUNGS[4]]))
+            _paint_fissure(canvas, slab, np.maximum(np.abs(over) - 0.5, -above), mask)
+        np.copyto(canvas.labels[slab.box], ids, where=mask)
+        _paint_fissure(canvas, slab, np.abs(above * np.float32(0.7)) - 0.5, mask)
     low, high = (min(0, side * 140), -110, 120), (max(0, side * 140), 110, 490)
     target = points_inside(key, lambda points: _lung(body, points, side), low, high, 170)
     if len(target) > 8:
