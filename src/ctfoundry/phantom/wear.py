@@ -71,13 +71,13 @@ def _wear_lung(canvas: Canvas, body: Body, tissue: Tissue, key: Key, has: dict[s
         return sample(key(name, side), patch.x, patch.y, patch.z, blob_mm=blob_mm)
 
     if has["emphysema"]:  # more in the upper lobes; vessels stay
-        amount = _strength(key("emphysema"), -0.9, 0.5) + 0.006 * (patch.z - 340)
-        holes = patch.fine(np.clip(1.3 * (texture("emphysema", 17) + amount), 0, 1))
+        upper = _strength(key("emphysema"), -0.9, 0.5) + 0.006 * (patch.z - 340)
+        holes = patch.fine(np.clip(1.3 * (texture("emphysema", 17) + upper), 0, 1))
         canvas.blend(patch.box, holes * np.float32(0.85) * (under < -650), -988.0, over=lobes)
     if has["bullae"]:
-        amount = _strength(key("bullae", side), -0.5, 1.1) + np.clip((patch.z - 400) / 60, -1.5, 0.8)
+        apical = _strength(key("bullae", side), -0.5, 1.1) + np.clip((patch.z - 400) / 60, -1.5, 0.8)
         rind = np.clip((24 - depth) / 6, 0, 1)
-        bubbles = patch.fine(np.clip(2.5 * (texture("bullae", 42) + amount - 1.1), 0, 1) * rind)
+        bubbles = patch.fine(np.clip(2.5 * (texture("bullae", 42) + apical - 1.1), 0, 1) * rind)
         canvas.blend(patch.box, bubbles, -998.0, over=lobes)
     airless = (36.0, 55.0, 68.0, 60.0)[tissue.phase]
     if has["ground-glass"]:
@@ -91,8 +91,8 @@ def _wear_lung(canvas: Canvas, body: Body, tissue: Tissue, key: Key, has: dict[s
         value = float(key("dependent", "hu").uniform(-120, airless))
         canvas.blend(patch.box, dense * np.float32(0.9), value, over=lobes)
     if has["consolidation"] and float(key("consolidation", side).uniform()) < 0.6:
-        amount = _strength(key("consolidation", side), 0.7, 1.7) + np.clip((patch.z - 290) / 120, 0, 1.5)
-        filled = patch.fine(np.clip(2.2 * (texture("consolidation", 62) - amount), 0, 1))
+        lower = _strength(key("consolidation", side), 0.7, 1.7) + np.clip((patch.z - 290) / 120, 0, 1.5)
+        filled = patch.fine(np.clip(2.2 * (texture("consolidation", 62) - lower), 0, 1))
         value = float(key("consolidation", "hu").uniform(5, airless))
         canvas.blend(patch.box, filled * np.float32(0.95), value, over=lobes)
     if has["granulomas"]:
