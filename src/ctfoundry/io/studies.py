@@ -254,8 +254,9 @@ _NO_SCANS: tuple[tuple[str, frozenset[str], re.Pattern[str]], ...] = (
     (
         "projection",
         frozenset({"MIP", "MINIP", "MIN_IP", "MAX_IP", "MAXIP", "PROJECTION IMAGE", "VRT", "VOLREN", "SSD", "CPR", "CURVED", "AVERAGE"}),
-        re.compile(r" (mips?|min ?ips?|vrt|3d ?vr|vr|cpr|curved|volume render\w*|batch 3d|dose report|patient protocol) "),
+        re.compile(r" (mips?|min ?ips?|vrt|3d ?vr|vr|cpr|curved|volume render\w*|batch 3d) "),
     ),
+    ("protocol page", frozenset(), re.compile(r" (dose (report|info|sheet)|patient protocol|dosis\w*|exam summary|screen save) ")),
     (
         "spectral map",
         frozenset({"IODINE", "ZEFF", "EFF_Z", "VNC", "VNCA", "MATERIAL_SPECIFIC", "ELECTRON_DENSITY"}),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -59,3 +61,44 @@ def nibabel_file(path: Path) -> np.ndarray:
 
     image: Any = nib.load(path)
     return np.asanyarray(image.dataobj).transpose(2, 1, 0)
+
+
+def nibabel_writer(voxels: np.ndarray, affine: np.ndarray) -> Callable[[Path], None]:
+    """nibabel saving the array as it lies in memory, at its own level of compression."""
+    import nibabel as nib
+
+    image = nib.Nifti1Image(voxels.transpose(2, 1, 0), affine[:, [2, 1, 0, 3]])
+    return lambda path: nib.save(image, path)
+
+
+def simpleitk_writer(voxels: np.ndarray) -> Callable[[Path], None]:
+    """SimpleITK writing an image that it holds already, at its own level of compression."""
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(voxels)
+    return lambda path: sitk.WriteImage(image, str(path), useCompression=True)
+
+
+def pydicom_headers(tree: Path, tags: Sequence[str]) -> dict[str, list[str]]:
+    """Folder to the names of its slices in the order of their positions: pydicom told which elements matter, no pixels."""
+    import pydicom
+
+    series: dict[str, list[tuple[float, str, str]]] = {}
+    for parent, _, names in os.walk(tree):
+        for name in names:
+            data: Any = pydicom.dcmread(os.path.join(parent, name), stop_before_pixels=True, specific_tags=list(tags))
+            row, column = np.array(data.ImageOrientationPatient, dtype=float).reshape(2, 3)
+            along = float(np.cross(row, column) @ np.array(data.ImagePositionPatient, dtype=float))
+            series.setdefault(data.SeriesInstanceUID, []).append((along, os.path.basename(parent), name))
+    return {sorted(slices)[0][1]: [name for _, _, name in sorted(slices)] for slices in series.values()}
+
+
+def gdcm_headers(tree: Path) -> dict[str, list[str]]:
+    """The same by the scan of SimpleITK's series reader, folder by folder, sorted by GDCM."""
+    import SimpleITK as sitk
+
+    return {
+        folder.name: [os.path.basename(p) for p in sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)]
+        for folder in sorted(tree.iterdir())
+        for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
+    }

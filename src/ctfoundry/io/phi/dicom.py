@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,13 +100,11 @@ def _data_set(path: Path, start: bytes) -> Any:
     from pydicom.filereader import read_dataset
 
     syntax, at = dicom_header._meta(start)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if syntax != dicom_header.DEFLATED:
-            return pydicom.dcmread(path, stop_before_pixels=True, force=True, defer_size=LARGE)
-        with Stream(path, "deflate", at) as stream:
-            raw = stream.take(dicom_header.HEADER_LIMIT)
-        return read_dataset(io.BytesIO(raw), False, True, stop_when=lambda tag, vr, length: tag >= dicom_header.PIXELS)
+    if syntax != dicom_header.DEFLATED:
+        return pydicom.dcmread(path, stop_before_pixels=True, force=True, defer_size=LARGE)
+    with Stream(path, "deflate", at) as stream:
+        raw = stream.take(dicom_header.HEADER_LIMIT)
+    return read_dataset(io.BytesIO(raw), False, True, stop_when=lambda tag, vr, length: tag >= dicom_header.PIXELS)
 
 
 def _elements(data: Any, around: str = "", inherited: str | None = None, depth: int = 0) -> Iterator[Element]:

@@ -76,7 +76,7 @@ def nrrd(path: Path, start: bytes, notes: Notes) -> None:
         text = line.decode("utf-8", "replace")
         key, sign, value = text.partition(":=") if ":=" in text else text.partition(":")
         if text.startswith("#"):
-            if "nrrd file format" not in text and "teem.sourceforge.net" not in text:  # Teem's own greeting
+            if "nrrd file format" not in text.lower() and "teem.sourceforge.net" not in text:  # Teem's own greeting
                 _field("NRRD", "comment", line[1:], notes)
         elif sign == ":=" or (sign and key.strip().lower() not in _NRRD_FIELDS):
             _field("NRRD", key.strip()[:64], value.encode(), notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,10 +55,12 @@ def survey(root: str | os.PathLike[str], *, progress: Callable[[int], None] | No
     if not place.exists():
         raise ReadError("does not exist", where=place, do="check the path")
     notes = Notes()
-    for done, path in enumerate(_paths(place), 1):
-        _look_into(path, notes)
-        if progress is not None and done % 500 == 0:
-            progress(done)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom warns of values that break the standard; here they are only listed
+        for done, path in enumerate(_paths(place), 1):
+            _look_into(path, notes)
+            if progress is not None and done % 500 == 0:
+                progress(done)
     known = texts.known(notes)
     _judge_texts(notes, known)
     _look_at_names(place, notes, known)
