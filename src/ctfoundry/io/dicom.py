@@ -184,7 +184,7 @@ def check_pixels(header: Header) -> None:
     """Compare what the header says of its pixels with itself and with the file's length, before anything is allocated."""
     if header.allocated not in (8, 16, 32) or not 1 <= header.stored <= header.allocated:
         raise ReadError(f"stores {header.stored} bits in {header.allocated}", where=header.path)
-    if not header.stored <= header.high_bit + 1 <= (header.allocated if header.plain else header.stored):
+    if header.high_bit != header.stored - 1:  # GDCM reads the low bits then, others the high ones
         raise ReadError(f"puts {header.stored} bits below bit {header.high_bit}, an old form", where=header.path)
     if header.photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise NotAScanError(f"is {header.photometric or 'of no kind of grey'}", where=header.path)
@@ -345,9 +345,6 @@ def _plain(header: Header, out: np.ndarray | None, decoders: Decoders) -> np.nda
             stream.fill(target, header.pixels + header.frame * len(target))
     if header.syntax == BIG_ENDIAN:
         numbers.byteswap(inplace=True)
-    unused = header.high_bit + 1 - header.stored
-    if unused:
-        numbers >>= unused
     return numbers
 
 
