@@ -17,6 +17,7 @@ from ctfoundry.phantom.cover import add_cover
 from ctfoundry.phantom.devices import paint_devices
 from ctfoundry.phantom.frame import HeadCanvas, rise
 from ctfoundry.phantom.head import paint_head, paint_head_wall
+from ctfoundry.phantom.leg import paint_legs
 from ctfoundry.phantom.lesions import paint_lesions
 from ctfoundry.phantom.metal import add_streaks
 from ctfoundry.phantom.names import LABELS
@@ -106,6 +107,7 @@ def paint_healthy(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     paint_heart(canvas, body, tissue)
     paint_bones(canvas, body)
     paint_vessels(canvas, body, tissue)
+    paint_legs(canvas, body, tissue)
     if head is not None:
         paint_head(head, body, tissue)
     paint_abdomen(canvas, body, tissue)

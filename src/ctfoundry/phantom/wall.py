@@ -8,6 +8,7 @@ from ctfoundry.keys import Key
 from ctfoundry.phantom.anatomy import Body
 from ctfoundry.phantom.canvas import Canvas
 from ctfoundry.phantom.frame import SHOULDER_SLOPE, SHOULDER_Z
+from ctfoundry.phantom.leg import join_legs
 from ctfoundry.phantom.shapes import ellipsoid
 from ctfoundry.phantom.space import Patch, rotation
 from ctfoundry.phantom.texture import sample
@@ -31,6 +32,7 @@ def paint_wall(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     # The patient lies: what is lowest is pressed flat against the table.
     back = -98 - 0.75 * body.subject.fat_mm
     skin = np.maximum(np.maximum(skin, back - patch.y), SHOULDER_SLOPE * (patch.z - SHOULDER_Z))
+    trunk, skin = join_legs(body, patch, trunk, skin)
     fat_key = body.key("fat")
     own, fat = 15 + 10 * float(fat_key("skin").normal()), -103 + 5 * float(fat_key.normal().clip(-2, 2))
     grain = sample(fat_key("grain"), patch.x, patch.y, patch.z, blob_mm=22)
