@@ -139,11 +139,28 @@ def test_forth_and_back_is_where_it_was(number: int) -> None:
     subject = dataclasses.replace(subject, age_years=(50.0, 6.0)[number % 2])
     first = Spec(subject, Acquisition(number, z_range=(-100, 400), breath_mm=-10.0))
     second = again(first, KEY("again", number))
-    body = KEY("body", number).uniform(-1, 1, (400, 3)) * (160, 110, 350) + (0, 10, 150)
+    body = KEY("body", number).uniform(-1, 1, (400, 3)) * (160, 110, 290) + (0, 10, 150)
     world = Pose.of(subject, first.acquisition).world(body)
     there = points(first, second, world)
     assert np.linalg.norm(there - world, axis=1).min() > 1
     np.testing.assert_allclose(points(second, first, there), world, atol=0.01)
+
+
+@pytest.mark.parametrize("years", [50.0, 3.0])
+def test_heads_go_along_rigidly(years: float) -> None:
+    """Points of a skull keep their distances in another pose; forth and back is where they were, in the neck too."""
+    first = Spec(Subject(6, age_years=years), Acquisition(6, z_range=(450, 760)))
+    second = again(first, KEY("head"))
+    first = Spec(first.subject, dataclasses.replace(first.acquisition, tilt_deg=(-3.0, 2.0, -5.0)))
+    middle = Pose.of(first.subject, first.acquisition).world(np.array([[0.0, 10, 640], [0, 0, 560]]))
+    size = float(np.linalg.norm(np.subtract(*middle))) / 80
+    around = KEY("head points").uniform(-1, 1, (200, 3)) * (70, 80, 50) * size
+    skull, neck = middle[0] + around + (0, 0, 30 * size), middle[1] + 0.5 * around
+    there = points(first, second, skull)
+    far = np.linalg.norm(skull[:, None] - skull, axis=2)
+    np.testing.assert_allclose(np.linalg.norm(there[:, None] - there, axis=2), far, atol=0.02)
+    for some in (skull, neck):
+        np.testing.assert_allclose(points(second, first, points(first, second, some)), some, atol=0.01)
 
 
 def test_scipy_finds_the_same_world_points() -> None:

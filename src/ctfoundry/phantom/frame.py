@@ -84,11 +84,16 @@ class HeadPose(Pose):
         """Head millimetres of world points."""
         lead = (3,) + (1,) * (world.ndim - 1)
         neck = super().body(world) - self.joint.reshape(lead)
-        level = neck[2] + np.maximum(neck[1] - 5, 0)  # the jaw hangs far down in front and belongs to the head
-        share = np.clip(level / 45 + 1, 0, 1)
-        share = share * share * (3 - 2 * share)
+        share = self.rigid(neck + self.joint.reshape(lead))
         rigid = np.tensordot(self.axes.T, world - self.place.reshape(lead), axes=1) / self.factors.reshape(lead)
         return np.asarray(neck + share * (rigid - neck))
+
+    def rigid(self, body: Float[np.ndarray, "3 ..."]) -> Float[np.ndarray, "..."]:
+        """How far points (body millimetres) belong to the rigid head: 0 below the neck, 1 in the skull."""
+        _, y, z = (c - o for c, o in zip(body, self.joint, strict=True))
+        level = z + np.clip(y - 5, 0, 95)  # the jaw hangs far down in front and belongs to the head
+        share = np.clip(level / 45 + 1, 0, 1)
+        return np.asarray(share * share * (3 - 2 * share))
 
     def size(self, z: np.ndarray | float) -> np.ndarray:
         """How large the body is at head height z, as a factor on an adult's."""

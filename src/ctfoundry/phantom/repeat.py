@@ -17,6 +17,7 @@ import numpy as np
 from ctfoundry.errors import UsageError
 from ctfoundry.geometry import Grid
 from ctfoundry.keys import Key
+from ctfoundry.phantom.frame import HeadPose
 from ctfoundry.phantom.space import Pose
 from ctfoundry.phantom.spec import Z_RANGE, Acquisition, Kernel, Phase, Spec, Subject
 from ctfoundry.settings import nearest
@@ -85,8 +86,7 @@ def points(fixed: Spec, moving: Spec, world: Float[np.ndarray, "n 3"]) -> Float[
     ------
     UsageError : the two are not one patient, or one of them changed its breath between slabs, so that no single map exists.
     """
-    start, end = _poses(fixed, moving)
-    return end.world(start.body(np.asarray(world, dtype=np.float64).T).T)
+    return _moved(_poses(fixed, moving), np.asarray(world, dtype=np.float64))
 
 
 def displacement(fixed: Spec, moving: Spec, grid: Grid) -> Float32[np.ndarray, "d h w 3"]:
@@ -95,18 +95,30 @@ def displacement(fixed: Spec, moving: Spec, grid: Grid) -> Float32[np.ndarray, "
     It is smooth and can be undone by exchanging the two (to 0.01 mm where there is a body). The map goes on into the air
     around the patient, where nothing lies. Raises UsageError as `points` does.
     """
-    start, end = _poses(fixed, moving)
+    poses = _poses(fixed, moving)
     depth, height, width = grid.shape
     out = np.empty((*grid.shape, 3), dtype=np.float32)
     plane = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), axis=-1).reshape(-1, 2)
     for d in range(depth):
         index = np.concatenate([np.full((len(plane), 1), d), plane], axis=1)
         world = np.asarray(index @ grid.affine[:3, :3].T + grid.affine[:3, 3])
-        out[d] = (end.world(start.body(world.T).T) - world).reshape(height, width, 3)
+        out[d] = (_moved(poses, world) - world).reshape(height, width, 3)
     return out
 
 
-def _poses(fixed: Spec, moving: Spec) -> tuple[Pose, Pose]:
+def _moved(poses: tuple[HeadPose, HeadPose], world: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+    """World points of the first pose in the second: by body millimetres, and by the head's own where they begin to differ."""
+    start, end = poses
+    body = Pose.body(start, world.T).T
+    head = start.rigid(body.T) > 0
+    out = np.empty_like(body)
+    out[~head] = Pose.world(end, body[~head])
+    if head.any():
+        out[head] = end.world(start.body(world[head].T).T)
+    return out
+
+
+def _poses(fixed: Spec, moving: Spec) -> tuple[HeadPose, HeadPose]:
     one, other = (replace(s.subject, lesions=(), devices=()) for s in (fixed, moving))
     if one != other:
         raise UsageError(
@@ -117,7 +129,8 @@ def _poses(fixed: Spec, moving: Spec) -> tuple[Pose, Pose]:
     for spec in (fixed, moving):
         if spec.acquisition.breath_steps_mm:
             raise UsageError("a scan whose slabs differ in breath has no single map (breath_steps_mm)", where="repeat")
-    return Pose.of(one, fixed.acquisition), Pose.of(other, moving.acquisition)
+    first, second = (HeadPose.at(Pose.of(one, s.acquisition), one) for s in (fixed, moving))
+    return first, second
 
 
 def _round(value: float) -> float:
