@@ -6,7 +6,7 @@ of patients (query and target), both are drawn: a pair counts as often as the pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,6 +61,17 @@ def difference(
         raise ValueError("a paired difference needs the same patients and the same number of values of each")
     paired = {p: [a - b for a, b in zip(ours[p], other[p], strict=True)] for p in ours}
     return mean(paired, seed=seed, repeats=repeats)
+
+
+def resampled(
+    patients: int, statistic: Callable[[np.ndarray], float], values: int, *, seed: int = 0, repeats: int = 2000
+) -> Interval:
+    """Any statistic of a cohort with its interval: `statistic` gets how often each patient counts, (patients,).
+
+    Repeats for which it is not a number (nothing was drawn that it needs) are left out. `values` : how many numbers it is made of.
+    """
+    drawn = np.array([statistic(row) for row in _draws(patients, seed, repeats)])
+    return _interval(float(statistic(np.ones(patients))), drawn[np.isfinite(drawn)], patients, values, seed)
 
 
 @dataclass(frozen=True)

@@ -366,7 +366,8 @@ def _incidental(key: Key, known: Facts) -> list[tuple[str, str]]:
         result.append(("Liver and bile ducts", say(key("steatosis"), pick(key("liver"), frames), values)))
     for n, device in enumerate(known.devices):
         site = pick(key("device site", n), wording.site_words(device.site))
-        frame = pick(key("device", n), wording.DEVICES[device.kind])
+        kind = "nail" if device.site.startswith("femur_") else device.kind  # screws of a femur hold a nail
+        frame = pick(key("device", n), wording.DEVICES[kind])
         result.append((wording.DEVICE_REGIONS[device.kind], say(key("device words", n), frame, {"site": site})))
     return result
 

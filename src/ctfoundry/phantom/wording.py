@@ -560,6 +560,12 @@ DEVICES: dict[str, tuple[str, ...]] = {
         "{there_is} screw fixation of {site}",
         "metallic screws in {site}, with beam-hardening streaks",
     ),
+    "nail": (
+        "an intramedullary nail is {seen} in {site}",
+        "{site} holds a metal nail with streak artefacts",
+        "{there_is} a nail in {site}",
+        "intramedullary nail in {site}",
+    ),
 }
 DEVICE_REGIONS = {"stent": "Vessels", "screws": "Bones"}
 
