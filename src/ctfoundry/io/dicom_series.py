@@ -12,7 +12,7 @@ from ctfoundry.io.parts import Part
 from ctfoundry.io.stream import CAP
 from ctfoundry.volume import Kind, Volume
 
-_SHOWN = 8  # volumes listed in a message
+_SHOWN = 24  # volumes listed in a message
 
 
 def read_folder(

@@ -2,7 +2,7 @@
 
 A scanner may put several acquisitions, heart phases or reconstructions into one series. Slices are first put together by
 what no volume can mix (size, in-plane spacing, orientation: `stack.group`). A group whose positions form one regular grid is
-one volume, whatever its tags say. Otherwise it is split by the first of `_KEYS` that tells slices at one position apart, its
+one volume, unless slices of different kinds (`_KINDS`) alternate in it. Otherwise it is split by the first of `_KEYS` that tells slices at one position apart, its
 pieces again, and at last, where every position is there equally often, by the order of Instance Numbers.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from os.path import commonpath, dirname
 
 import numpy as np
@@ -20,8 +21,8 @@ from ctfoundry.geometry import POSITION_TOLERANCE_MM, SAME_GRID_MM
 from ctfoundry.io import stack
 from ctfoundry.io.dicom_header import Header
 
-MOST_ACQUISITIONS = 2000
-"""More Acquisition Numbers in one group are not looked at one by one."""
+MOST_ACQUISITIONS, MOST_CHAINS = 1000, 32
+"""More Acquisition Numbers in one group, or more volumes of them, are not looked at one by one."""
 SPIRAL = 16
 """Acquisitions of fewer slices than this, on average, are steps of one scan rather than scans."""
 FEWEST = 3
@@ -135,9 +136,8 @@ class _Key:
 
 
 _ACQUISITION = _Key(lambda h: h.acquisition, "acquisition {}")
-_KEYS = (
-    _Key(lambda h: h.stack, "stack {}"),
-    _ACQUISITION,
+_THICKNESS = _Key(lambda h: "" if h.thickness is None else f"{h.thickness:g}", "{} mm thick")
+_KINDS = (
     _Key(lambda h: h.temporal, "temporal position {}"),
     _Key(lambda h: h.phase, "phase {}%"),
     _Key(lambda h: h.trigger, "trigger time {} ms"),
@@ -145,7 +145,13 @@ _KEYS = (
     _Key(lambda h: "" if h.kvp is None else f"{h.kvp:g}", "{} kV"),
     _Key(lambda h: h.contrast, "contrast {}", shown=False),
     _Key(lambda h: h.image_type, "image type {}"),
-    _Key(lambda h: "" if h.thickness is None else f"{h.thickness:g}", "{} mm thick"),
+)
+"""What no volume mixes, slice by slice."""
+_KEYS = (
+    _Key(lambda h: h.stack, "stack {}"),
+    _ACQUISITION,
+    *_KINDS,
+    _THICKNESS,
     _Key(lambda h: h.description, "description {}", shown=False, few=True),
     _Key(lambda h: h.acquisition_time, "acquisition time {}", shown=False, few=True),
     _Key(lambda h: h.content_time, "content time {}", shown=False, few=True),
@@ -161,7 +167,7 @@ def _split(slices: list[Header], keys: Sequence[_Key] = _KEYS) -> list[tuple[str
     most = int(np.bincount(layers).max())
     if most == 1:
         return _apart(slices, keys) or [("", slices)]
-    beside = _side_by_side(slices)
+    beside = _side_by_side(slices, most)
     if beside:
         return [(_joined(name, inner), p) for name, piece in beside for inner, p in _split(piece, keys)]
     for k, key in enumerate(keys):
@@ -179,17 +185,31 @@ def _apart(slices: list[Header], keys: Sequence[_Key]) -> list[tuple[str, list[H
     """Volumes at different positions that are no one grid together: by the first key whose pieces are all regular."""
     try:
         stack.plan(slices, "")
-        return []
+        return _interleaved(slices)
     except MissingSlicesError:
         holes = True
     except GeometryError:
         holes = False
-    for key in keys:
+    for key in sorted(keys, key=lambda key: key is not _THICKNESS):
         pieces = _pieces(slices, key)
         if len(pieces) > 1 and not key.few and all(len(p) >= FEWEST and _is_regular(p) for _, p in pieces):
             # Many small acquisitions are one scan, step by step; a hole between two of them is a slice that got lost.
             small = key is _ACQUISITION and len(slices) < SPIRAL * len({h.acquisition for h in slices})
             if not (holes and small):
+                return pieces
+    return []
+
+
+def _interleaved(slices: list[Header]) -> list[tuple[str, list[Header]]]:
+    """Volumes of different kinds whose slices lie between each other's: together they only look like a finer one."""
+    for key in _KINDS:
+        first = key.of(slices[0])
+        if all(key.of(h) == first for h in slices):
+            continue
+        pieces = _by(slices, key)
+        if all(len(p) >= FEWEST and _is_regular(p) for _, p in pieces):
+            ranges = sorted((a.min(), a.max()) for a in (_along(p) for _, p in pieces))
+            if all(before[1] > behind[0] for before, behind in pairwise(ranges)):
                 return pieces
     return []
 
@@ -250,7 +270,7 @@ def _shown(values: list[str]) -> list[str]:
     return [" ".join("".join(c if c.isprintable() and c not in "#@/" else " " for c in t).split())[:40] for t in texts]
 
 
-def _side_by_side(slices: list[Header]) -> list[tuple[str, list[Header]]]:
+def _side_by_side(slices: list[Header], most: int) -> list[tuple[str, list[Header]]]:
     """Slices at one position along the normal, but at different places in their plane, by that place."""
     across, down, _ = stack.axes(slices[0], "")
     points = np.array([h.position for h in slices], dtype=np.float64) @ np.stack([across, down], axis=1)
@@ -262,7 +282,7 @@ def _side_by_side(slices: list[Header]) -> list[tuple[str, list[Header]]]:
                 piece.append(header)
                 break
         else:
-            if len(corners) == 8:  # slices that shift as they advance, not fields of view
+            if len(corners) == most:  # slices that shift as they advance, not fields of view
                 return []
             corners.append(point)
             pieces.append([header])
@@ -291,6 +311,8 @@ def _acquisitions(slices: list[Header]) -> list[tuple[str, list[Header]]]:
                 piece += new
                 break
         else:
+            if len(volumes) == MOST_CHAINS:
+                return []
             volumes.append(([number], list(new)))
     return [(_numbered(names), piece) for names, piece in volumes]
 
