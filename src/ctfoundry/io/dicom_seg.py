@@ -38,7 +38,10 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 _BLOCK = 64  # bits that are looked at together
-_FINEST = 8  # a slice distance is searched down to this part of the smallest gap
+_FINEST = 4
+"""Where no slice distance is declared it is searched down to this part of the smallest gap."""
+_LOOSE, _CLOSE = 0.1, 0.05
+"""Shares of a slice distance by which a gap may miss a whole number of them, where the distance is known and where guessed."""
 _POSITION, _SEGMENT, _ORIENTATION, _MEASURES = 0x00209113, 0x0062000A, 0x00209116, 0x00289110
 _LEAVES = {
     _POSITION: (0x00200032,),
@@ -159,6 +162,11 @@ def read_seg_masks(
 def seg_header(path: str | os.PathLike[str], *, cap: int = CAP) -> Segmentation:
     """What a SEG object holds and where its frames lie, without its pixels. Raises as `read_seg`."""
     found = objects.load(path, cap=cap)
+    with objects.parsing(found.path):
+        return _header(found, cap)
+
+
+def _header(found: objects.DicomObject, cap: int) -> Segmentation:
     data, where = found.data, found.path
     if found.sop_class not in objects.SEG_CLASSES:
         raise NotAScanError(f"is no DICOM segmentation (class {found.sop_class or 'missing'})", where=where)
@@ -479,13 +487,23 @@ def _numbered(along: np.ndarray, declared: float, where: Path) -> tuple[np.ndarr
     smallest gap by `_FINEST`.
     """
     gaps = np.diff(along)
-    smallest = float(gaps.min())
-    tries = ([declared] if 0 < declared < 1e3 else []) + [smallest / k for k in range(1, _FINEST + 1)]
-    for step in tries:
-        count = np.rint(gaps / step)
-        tolerance = max(SPACING_TOLERANCE * step, 2 * SAME_GRID_MM)  # two positions, each rounded to a hundredth
-        if (count >= 1).all() and (np.abs(gaps - count * step) <= count * tolerance).all() and count.sum() < 1 << 31:
-            return np.concatenate([[0], np.cumsum(count.astype(np.int64))]), bool(step != declared and count.max() > 1)
+    order = np.argsort(gaps, kind="stable").tolist()
+    smallest = float(gaps[order[0]])
+    tries = [(declared, _LOOSE)] if 0 < declared < 1e3 else []
+    tries += [(smallest / k, _LOOSE if k == 1 else _CLOSE) for k in range(1, _FINEST + 1)]
+    for first, share in tries:
+        counts = np.zeros(len(gaps), dtype=np.int64)
+        step, total, steps = first, 0.0, 0
+        for k in order:  # short gaps first: each makes the distance more exact for the longer ones
+            count = round(min(float(gaps[k]) / step, 1e9))
+            off = abs(float(gaps[k]) - count * step)
+            if count < 1 or off > min(max(SPACING_TOLERANCE * count * step, 2 * SAME_GRID_MM), share * step):
+                break
+            counts[k] = count
+            total, steps = total + float(gaps[k]), steps + count
+            step = total / steps
+        else:
+            return np.concatenate([[0], np.cumsum(counts)]), bool(first != declared and counts.max() > 1)
     raise IrregularSpacingError(
         f"the distances of its frames ({gaps.min():.3f} to {gaps.max():.3f} mm) are no multiples of one slice distance",
         where=where,

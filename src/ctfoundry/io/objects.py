@@ -7,6 +7,7 @@ elements: DICOM PS3.5 section 7.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import struct
@@ -17,7 +18,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctfoundry.errors import ReadError, TooLargeError, TruncatedError
+from ctfoundry.errors import CTFoundryError, ReadError, TooLargeError, TruncatedError
 from ctfoundry.io.dicom_header import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, is_dicom
 from ctfoundry.io.stream import CAP, Stream
 
@@ -158,6 +159,20 @@ def references(data: Dataset) -> References:
             for image in item.get(name, None) or []:
                 instances[str(image.get("ReferencedSOPInstanceUID", ""))] = None
     return References(tuple(s for s in series if s), tuple(i for i in instances if i), frame)
+
+
+@contextlib.contextmanager
+def parsing(where: Path) -> Iterator[None]:
+    """Silence pydicom's remarks, and name the file in whatever it raises while it converts elements."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except CTFoundryError:
+            raise
+        except Exception as error:  # pydicom raises many types on damaged files
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ReadError(f"an element of its header is garbled ({reason})", where=where) from error
 
 
 class EndError(Exception):

@@ -102,6 +102,6 @@ def _filled(
 
 
 def _quotient(values: np.ndarray, weight: np.ndarray, where: np.ndarray, fill: float, dtype: np.dtype) -> np.ndarray:
-    result = np.full(values.shape, fill)
+    result = np.full(values.shape, float(fill))
     np.divide(values, weight, out=result, where=where)
     return np.rint(result).astype(dtype) if dtype.kind in "iu" else result.astype(dtype)

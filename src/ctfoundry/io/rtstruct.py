@@ -150,13 +150,11 @@ def read_rtstruct_masks(
 def structure_set(path: str | os.PathLike[str]) -> StructureSet:
     """The outlines of an RTSTRUCT file, in the order of the file. Raises as `read_rtstruct`."""
     found = objects.load(path)
-    data, where = found.data, found.path
-    if found.sop_class != objects.RTSTRUCT_CLASS:
-        raise NotAScanError(f"is no DICOM structure set (class {found.sop_class or 'missing'})", where=where)
-    try:
-        return StructureSet(where, tuple(_structures(data, where)), objects.references(data))
-    except (AttributeError, TypeError, ValueError, KeyError) as error:  # elements of a wrong type
-        raise ReadError(f"is no whole structure set ({error})", where=where) from error
+    where = found.path
+    with objects.parsing(where):
+        if found.sop_class != objects.RTSTRUCT_CLASS:
+            raise NotAScanError(f"is no DICOM structure set (class {found.sop_class or 'missing'})", where=where)
+        return StructureSet(where, tuple(_structures(found.data, where)), objects.references(found.data))
 
 
 def _structures(data: Dataset, where: Path) -> Iterator[Structure]:
