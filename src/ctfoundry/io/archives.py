@@ -46,11 +46,15 @@ class _Place:
     def put(self, member: Member, limit: int | None = None) -> Path:
         """A file, or its first `limit` bytes followed by a hole to its full length."""
         target = self.folder / f"{len(self.names):06d}"
-        with open(target, "xb") as file:
-            for piece in pieces(self.archive, member, limit):
-                file.write(piece)
-            file.truncate(member.size)
         self.names[target.name] = member.name
+        try:
+            with open(target, "xb") as file:
+                for piece in pieces(self.archive, member, limit):
+                    file.write(piece)
+                file.truncate(member.size)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
         return target
 
     def shown(self, text: str) -> str:
@@ -85,61 +89,68 @@ def _private(archive: Path) -> Iterator[_Place]:
 # Scans ----------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What the first bytes of an archive's files tell; names of its DICOM files, and of its lone slices."""
+
+    discovery: Discovery
+    dicom: list[str]
+    lone: list[str]
+
+
 def discover(path: Path) -> Discovery:
     """What an archive holds, from the first bytes of its files; one `Found` a volume, as `discovery.discover`.
 
-    Raises what `members` raises.
+    Raises what `zip_directory.members` raises, and ReadError where a file in it cannot be unpacked: a slice that is left out
+    would make a volume shorter without a word.
     """
-    return _look(path)[0]
+    return _look(path).discovery
 
 
-def _look(path: Path) -> tuple[Discovery, list[str]]:
-    """(what the archive holds, names of its lone DICOM slices)."""
+def _look(path: Path) -> _Seen:
     from ctfoundry.io import discovery, reading
 
     skips: list[discovery.Skip] = []
-    listed = members(path)
+    dicom: list[str] = []
     budget = LOOK_LIMIT
     with _private(path) as place:
-        for member in listed:
-            try:
-                target = place.put(member, reading.START)
-                with open(target, "rb") as file:
-                    start = file.read(min(reading.START, member.size))
-                fmt = reading.format_of(target, start)
-                if fmt is None:
-                    target.unlink()
-                    skips.append(discovery.Skip(path, discovery.reason_of(start)))
-                elif not (fmt == "dicom" and _is_enough(target, start)) and member.size > reading.START:
-                    target.unlink()
-                    limit = None if fmt == "dicom" else HEAD
-                    budget -= min(member.size, limit or member.size)
-                    if budget < 0:
-                        raise TooLargeError(
-                            "has to be unpacked to be looked at, and is too large", where=path, do=OPEN_IT
-                        )
-                    place.names.pop(target.name)
-                    place.put(member, limit)
-            except TooLargeError:
-                raise
-            except ReadError as error:
-                skips.append(discovery.Skip(path, error.what))
+        for member in members(path):
+            target = place.put(member, reading.START)
+            with open(target, "rb") as file:
+                start = file.read(min(reading.START, member.size))
+            fmt = reading.format_of(target, start)
+            if fmt is None:
+                target.unlink()
+                skips.append(discovery.Skip(path, discovery.reason_of(start)))
+                continue
+            if fmt == "dicom":
+                dicom.append(member.name)
+            if member.size > reading.START and not (fmt == "dicom" and _is_enough(target, start)):
+                target.unlink()
+                limit = None if fmt == "dicom" else HEAD
+                budget -= min(member.size, limit or member.size)
+                if budget < 0:
+                    raise TooLargeError("is too large to be looked into", where=path, do=OPEN_IT)
+                place.put(member, limit)
         inner = discovery.discover(place.folder)
         found = [_outside(item, place) for item in inner.found]
         lone = [place.names[s.path.name] for s in inner.skips if s.reason == discovery.SINGLE]
     skips += [discovery.Skip(path, s.reason) for s in inner.skips]
-    return discovery.Discovery(path, tuple(found), tuple(skips)), lone
+    return _Seen(discovery.Discovery(path, tuple(found), tuple(skips)), dicom, lone)
 
 
 def _is_enough(target: Path, start: bytes) -> bool:
-    """Whether the first bytes of a DICOM file hold its whole header, and its pixels are plain."""
+    """Whether the first bytes of a DICOM file hold its whole header, and its pixels are plain; or it is no image."""
+    from ctfoundry.io.dicom import CT_CLASS
     from ctfoundry.io.dicom_header import read_header
 
     try:
         header = read_header(str(target), start)
     except ReadError:
         return False
-    return not header.has_pixels or (header.plain and header.start == 0 and 0 <= header.pixels <= len(start))
+    if header.sop_class and not header.sop_class.startswith(CT_CLASS):
+        return True
+    return header.plain and header.start == 0 and 0 < header.pixels <= len(start)
 
 
 def _outside(item: Found, place: _Place) -> Found:
@@ -181,24 +192,32 @@ def read(
 ) -> Volume:
     """The one volume in an archive, or the one that `name` says: a series UID (``UID@PART``), or a file in it.
 
+    For a series the checksums of all DICOM files in the archive are compared, those too that are not part of it: a damaged
+    slice looks like a stranger.
+
     Raises NotAScanError where there is none or more than one, with their names; else as `reading.read`.
     """
     from ctfoundry.io import dicom_series
 
-    found, lone = _look(path)
+    seen = _look(path)
+    found, lone = seen.discovery, seen.lone
     series = (name or "").partition("@")[0]
     items = [f for f in found.found if name is None or f.series == series or f.members == (name,)]
     if (items and all(f.format == "dicom" for f in items)) or (not items and lone):
-        wanted = [n for f in items for n in f.members] or lone
+        wanted = list(dict.fromkeys([n for f in items for n in f.members] or lone))
         with _private(path) as place:
-            _unpacked(place, list(dict.fromkeys(wanted)), cap)
+            _unpacked(place, wanted, cap)
+            table = {m.name: m for m in members(path)}
+            for other in set(seen.dicom).difference(wanted):
+                for _ in pieces(path, table[other]):
+                    pass
             return dicom_series.read_folder(
                 place.folder, name, kind=kind, cap=cap, threads=threads, allow_gaps=allow_gaps
             )
     if not items:
-        seen = ", ".join(f"{count} x {reason}" for reason, count in found.skipped.items()) or "no file"
+        holds = ", ".join(f"{count} x {reason}" for reason, count in found.skipped.items()) or "no file"
         raise NotAScanError(
-            f"holds no scan{f' {name}' if name else ''} (it holds: {seen})",
+            f"holds no scan{f' {name}' if name else ''} (it holds: {holds})",
             where=path,
             do="give an archive with a scan",
         )

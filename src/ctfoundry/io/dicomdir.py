@@ -28,7 +28,8 @@ _SHOWN = 5
 def is_dicomdir(start: bytes) -> bool:
     """Whether `start` begins a DICOMDIR: its meta group says so."""
     at = start[:1024].find(b"\x02\0\x02\0UI")
-    return start[128:132] == b"DICM" and at > 0 and start[at + 8 :][: len(CLASS) + 1].rstrip(b"\0 ") == CLASS
+    length = int.from_bytes(start[at + 6 : at + 8], "little")
+    return start[128:132] == b"DICM" and at > 0 and start[at + 8 : at + 8 + length].rstrip(b"\0 ") == CLASS
 
 
 def listed(path: Path) -> list[Path]:

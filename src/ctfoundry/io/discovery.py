@@ -293,6 +293,8 @@ def _opened_one(path: Path) -> tuple[Path, Format | None, bytes, str]:
         fmt = reading.format_of(path, start)
     except OSError as error:
         return path, None, b"", f"cannot be opened ({error.strerror})"
+    if fmt == "dicom" and dicomdir.is_dicomdir(start):
+        return path, None, start, "DICOMDIR"
     return path, fmt, start, "" if fmt is not None else reason_of(start)
 
 
