@@ -91,11 +91,11 @@ WANTED = frozenset((*_SHARED_TAGS, _POSITION, _INSTANCE, _ACQUISITION, _CONTENT_
 """Tags of the elements that a `Header` is made of."""
 
 
-class _UnusualError(Exception):
+class _UnusualError(ValueError):
     """Left to pydicom."""
 
 
-class _NeedMoreError(Exception):
+class _NeedMoreError(ValueError):
     """The header goes on behind the bytes at hand."""
 
     def __init__(self, clean: bool = False) -> None:
