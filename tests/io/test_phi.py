@@ -7,6 +7,7 @@ import json
 import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import nibabel as nib
@@ -424,6 +425,22 @@ def test_a_deflate_bomb_stops_at_the_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(dicom_header.Stream, "take", lambda self, size: taken.append(size) or take(self, size))
     phi.survey(tmp_path)
     assert max(taken) <= 1 << 20
+
+
+def test_archives_are_looked_into(tmp_path):
+    (path,) = write(tmp_path / "in", lambda data: setattr(data, "PatientName", "Quillfeather^Tom"))
+    (tmp_path / "out").mkdir()
+    with zipfile.ZipFile(tmp_path / "out" / "a.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.write(path, "quillfeather/Doe_John/1.dcm")
+        packed.writestr("letter.pdf", b"%PDF-1.4")
+    found = findings(tmp_path / "out")
+    assert at(found, "(0010,0010)").values == ("Quillfeather^Tom",)
+    assert {v for f in found if f.where == "folder" for v in f.values} == {"quillfeather", "Doe_John"}
+    assert "PDF document" in {f.name for f in found}
+    body = (tmp_path / "out" / "a.zip").read_bytes()
+    (tmp_path / "out" / "a.zip").write_bytes(body[: len(body) // 2])
+    result = phi.survey(tmp_path / "out")
+    assert (sum(result.files.values()), sum(result.unread.values())) == (0, 1)
 
 
 def test_one_file_and_no_file(tmp_path):

@@ -195,10 +195,11 @@ def _say_where(discovery: Discovery, place: Path) -> None:
 
     sys.stdout.flush()
     for number, item in enumerate(discovery.found[:200], 1):
-        shown = item.path.parent if len(item.paths) > 1 else item.path
+        shown = item.path.parent if len(item.paths) > 1 and not item.members else item.path
         with contextlib.suppress(ValueError):
             shown = shown.relative_to(place if place.is_dir() else place.parent)
-        say(f"{number}: {plain(str(shown))}")
+        inside = f"#{item.members[0]}" if item.members else ""
+        say(f"{number}: {plain(f'{shown}{inside}')}")
     if len(discovery.found) > 200:
         say(f"... and {len(discovery.found) - 200} more; --paths lists all")
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ctfoundry.errors import ReadError
+from ctfoundry.errors import CTFoundryError, ReadError
 from ctfoundry.io import Discovery, Facts, Found, Skip, discover, discovery, reading, studies
 from ctfoundry.io.phi import tidy
 from ctfoundry.report.text import visible
+
+_HEAD = 1 << 18
+"""Bytes of a slice in an archive that are unpacked for its header."""
 
 
 def plain(text: str) -> str:
@@ -17,23 +20,25 @@ def plain(text: str) -> str:
 
 
 def look(path: str) -> tuple[Path, Discovery]:
-    """(the file or folder, what it holds) of a path or ``FOLDER#SeriesInstanceUID``.
+    """(the file or folder, what it holds) of a path, or of ``FOLDER#SeriesInstanceUID`` and the like, as `io.read` takes them.
 
     Raises ReadError when there is nothing there.
     """
     place, series = reading._place(path)
-    if place.is_dir():
-        whole = discover(place)
-        if series is None:
-            return place, whole
-        wanted = tuple(f for f in whole.found if f.name.rpartition("#")[2] == series or f.series == series)
-        return place, Discovery(place, wanted, ())
-    if not place.is_file():
+    if not place.exists():
         raise ReadError("does not exist", where=place, do="check the path")
     try:
-        return place, discover(place)
+        whole = discover(place)
     except ReadError:
+        if place.is_dir() or series is not None or not place.is_file():
+            raise
         return place, _one_file(place)
+    if series is None:
+        return place, whole
+    wanted = tuple(f for f in whole.found if series in (f.series, f.name.rpartition("#")[2], *f.members))
+    if not wanted:
+        raise ReadError("holds no such series or file", where=path, do="leave out what follows the #")
+    return place, Discovery(place, wanted, ())
 
 
 def _one_file(path: Path) -> Discovery:
@@ -90,7 +95,7 @@ def _row(item: Found, verdict: studies.Verdict) -> dict[str, Any]:
         "modality": item.modality,
         "kind": "label map" if item.is_label else "scan",
         "values": _values(item),
-        "files": len(item.paths),
+        "files": len(item.members or item.paths),
         "shape": None if grid is None else list(grid.shape),
         "spacing_mm": None if grid is None else [round(s, 4) for s in grid.spacing],
         "thickness_mm": facts.thickness_mm,
@@ -123,10 +128,18 @@ def _values(item: Found) -> str:
         return "labels"
     if item.format != "dicom":
         return "by values"
-    from ctfoundry.io import dicom
+    from ctfoundry.io import dicom, dicom_header, zip_directory
 
     try:
-        slices = dicom.slices_of(str(item.path))
-    except (ReadError, OSError):
+        if item.members:
+            member = next(m for m in zip_directory.members(item.path) if m.name == item.members[0])
+            start = b"".join(zip_directory.pieces(item.path, member, limit=_HEAD))
+            header = dicom_header.read_header(str(item.path), start)
+        else:
+            slices = dicom.slices_of(str(item.path))
+            if isinstance(slices, str):
+                return "?"
+            header = slices[0]
+    except (CTFoundryError, OSError):
         return "?"
-    return "HU" if not isinstance(slices, str) and dicom._says_hu(slices[0]) else "by values"
+    return "HU" if dicom._says_hu(header) else "by values"

@@ -7,12 +7,14 @@ from dataclasses import replace
 import numpy as np
 
 from ctfoundry import geometry
-from ctfoundry.errors import ReadError
+from ctfoundry.errors import TruncatedError
 from ctfoundry.io import kinds, raw, reading
 from ctfoundry.io.discovery import Found
 from ctfoundry.io.stream import CAP, Stream, check_cap
 from ctfoundry.volume import Volume
 
+LARGEST = 2 << 30
+"""A file inside an archive is read whole, up to this size."""
 LONGEST = 256
 """Voxels along an axis that a glance keeps, at most twice as many; three planes of 200 pixels need no more."""
 WHOLE = 192 << 20
@@ -28,18 +30,32 @@ def glance(found: Found, *, cap: int = CAP, threads: int | None = None) -> Volum
     """
     if found.problem is not None:
         raise found.problem
-    if found.format == "dicom" and len(found.paths) > 2:
-        step = max(1, len(found.paths) // LONGEST + 1) if len(found.paths) > LONGEST else 1
-        slice_bytes = found.grid.shape[1] * found.grid.shape[2] * 2 if found.grid is not None else 1 << 19
-        step = max(step, -(-len(found.paths) * slice_bytes // WHOLE))
-        step = min(step, (len(found.paths) - 1) // 2)  # three slices tell the spacing
-        return thinned(replace(found, paths=found.paths[::step]).read(cap=cap, threads=threads))
     if found.format == "dicom":
-        return thinned(found.read(cap=cap, threads=threads))
+        return thinned(_every(found, _step(found)).read(cap=cap, threads=threads))
+    if found.members:
+        return thinned(found.read(cap=min(cap, LARGEST), threads=threads))
     declared = reading.HEADERS[found.format](found.path)
     if declared.size <= WHOLE or declared.text:
         return thinned(found.read(cap=cap, threads=threads))
     return _streamed(declared, cap)
+
+
+def _step(found: Found) -> int:
+    """Every how manyth slice is read: few enough, and small enough together, but three tell the spacing."""
+    assert found.grid is not None
+    d, h, w = found.grid.shape
+    return max(1, min(max(d // LONGEST, -(-d * h * w * 2 // WHOLE)), (d - 1) // 2))
+
+
+def _every(found: Found, step: int) -> Found:
+    """The same series with every `step`-th slice only."""
+    if step == 1:
+        return found
+    if len(found.members or found.paths) == 1:  # one multi-frame file
+        return replace(found, frames=tuple(f[::step] for f in found.frames))
+    each = slice(None, None, step)
+    paths = found.paths if found.members else found.paths[each]
+    return replace(found, paths=paths, members=found.members[each], frames=found.frames[each])
 
 
 def thinned(volume: Volume) -> Volume:
@@ -68,7 +84,9 @@ def _streamed(declared: raw.Declared, cap: int) -> Volume:
         stream.skip(declared.skip)
         for k in range(0, d, steps[0]):
             if stream.readinto(buffer.data.cast("B")) < slice_bytes:
-                raise ReadError("ends before its last slice", where=declared.path, do="copy or download the file again")
+                raise TruncatedError(
+                    "ends before its last slice", where=declared.path, do="copy or download the file again"
+                )
             kept[k // steps[0]] = buffer[:: steps[1], :: steps[2]]
             stream.skip(slice_bytes * min(steps[0] - 1, d - k - 1))
     if not kept.dtype.isnative:

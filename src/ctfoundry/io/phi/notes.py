@@ -104,6 +104,7 @@ class Notes:
     texts : element to its texts, judged when all names and numbers of the patients are known.
     names, numbers : lower-case words of persons' names, and IDs, that the headers hold.
     files, unread : formats and reasons to numbers of files.
+    members : names of the files in archives.
     cache : elements met before, byte for byte, and what they count in: the slices of a series share most of theirs.
     """
 
@@ -113,6 +114,7 @@ class Notes:
     numbers: set[str] = field(default_factory=set)
     files: dict[str, int] = field(default_factory=dict)
     unread: dict[str, int] = field(default_factory=dict)
+    members: list[str] = field(default_factory=list)
     cache: dict[tuple[str, str, bytes], list[Tally]] = field(default_factory=dict)
 
     def entry(self, group: Group, where: str, name: str, why: str) -> Entry:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from ctfoundry.errors import ReadError
-from ctfoundry.io import reading
+from ctfoundry.errors import CTFoundryError, ReadError
+from ctfoundry.io import reading, zip_directory
 from ctfoundry.io.phi import dicom, headers, texts
 from ctfoundry.io.phi.notes import GROUPS, Finding, Notes
 
@@ -19,11 +21,13 @@ _READERS: dict[str, Callable[[Path, bytes, Notes], None]] = {
     "nrrd": headers.nrrd,
     "metaimage": headers.metaimage,
 }
+_ZIP_HEAD = 1 << 20
+"""Bytes of each file in an archive that are unpacked."""
+_ZIP_LIMIT = 4 << 30
 _CODE = "(0008,0100)"
 """Code Value."""
 _SIGNS = {
     b"%PDF": "PDF document",
-    b"PK\x03\x04": "zip archive or office document",
     b"\xff\xd8\xff": "JPEG picture",
     b"\x89PNG": "PNG picture",
     b"{\\rtf": "RTF document",
@@ -84,7 +88,9 @@ def _look_into(path: Path, notes: Notes) -> None:
         with open(path, "rb", buffering=0) as file:
             start = file.read(reading.START)
         kind = reading.format_of(path, start)
-        if kind is None:
+        if kind is None and zip_directory.is_zip(start):
+            _look_into_zip(path, notes)
+        elif kind is None:
             _look_at_other(start, notes)
         else:
             _READERS[kind](path, start, notes)
@@ -92,8 +98,27 @@ def _look_into(path: Path, notes: Notes) -> None:
     except OSError as error:
         reason = f"cannot be opened ({error.strerror})"
         notes.unread[reason] = notes.unread.get(reason, 0) + 1
+    except CTFoundryError as error:
+        notes.unread[error.what] = notes.unread.get(error.what, 0) + 1
     except Exception:  # damaged headers make pydicom raise many types
         notes.unread["damaged header"] = notes.unread.get("damaged header", 0) + 1
+
+
+def _look_into_zip(path: Path, notes: Notes) -> None:
+    """The headers of what an archive holds, each unpacked into a private folder as far as headers reach."""
+    left = _ZIP_LIMIT
+    with tempfile.TemporaryDirectory(prefix="ctfoundry-") as place:
+        for member in zip_directory.members(path):
+            notes.members.append(member.name)
+            if member.name == "[Content_Types].xml":
+                notes.entry("document", "file", "office document", "not looked into: may hold anything").add()
+            left -= min(member.size, _ZIP_HEAD)
+            if left < 0:
+                raise ReadError("zip archive too large to be looked into", where=path)
+            target = Path(place, "member")
+            with open(target, "wb") as file:
+                file.writelines(zip_directory.pieces(path, member, limit=_ZIP_HEAD))
+            _look_into(target, notes)
 
 
 def _look_at_other(start: bytes, notes: Notes) -> None:
@@ -115,10 +140,12 @@ def _judge_texts(notes: Notes, known: texts.Known) -> None:
 def _look_at_names(place: Path, notes: Notes, known: texts.Known) -> None:
     """Names of files and folders, that of `place` included."""
     folders: dict[str, None] = {place.resolve().name: None} if place.is_dir() else {}
-    for path in _paths(place):
-        for why in texts.name_looks(path.name, known):
-            notes.entry("file name", "file", "name of a file", why).add(path.name)
-        folders |= dict.fromkeys(path.relative_to(place).parts[:-1])
+    names = ((path.name, path.relative_to(place).parts[:-1]) for path in _paths(place))
+    inside = ((PurePosixPath(name).name, PurePosixPath(name).parts[:-1]) for name in notes.members)
+    for name, parents in itertools.chain(names, inside):
+        for why in texts.name_looks(name, known):
+            notes.entry("file name", "file", "name of a file", why).add(name)
+        folders |= dict.fromkeys(parents)
     for name in folders:
         for why in texts.name_looks(name, known):
             notes.entry("file name", "folder", "name of a folder", why).add(name)
