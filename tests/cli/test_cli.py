@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,23 +14,12 @@ from ctfoundry import io, zoo
 from ctfoundry.geometry import make_affine
 from ctfoundry.retrieval.search import dense_map
 from ctfoundry.volume import Volume
+from program import result, run
 
 VERBS = (
     "quickstart", "inspect", "convert", "phantom", "prepare", "pretrain", "embed", "retrieve", "search", "bench", "doctor",
     "store", "zoo", "explain",
 )  # fmt: skip
-
-
-def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"CTFOUNDRY_SALT": "test", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", "-m", "ctfoundry", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, timeout=300)
-
-
-def result(*arguments: object) -> dict:
-    done = run(*arguments, "--json", "--quiet")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-VERBS = ("quickstart", "cohorts", "inspect", "scans", "phantoms", "training", "models", "search", "explain", "bench", "doctor")
+VERBS = (
+    "quickstart",
+    "cohorts",
+    "inspect",
+    "scans",
+    "stores",
+    "phantoms",
+    "training",
+    "models",
+    "search",
+    "explain",
+    "evaluate",
+    "bench",
+    "doctor",
+)
 """Modules of this package; importing one registers its verbs."""
 
 PARTLY = 3

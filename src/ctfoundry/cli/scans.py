@@ -1,13 +1,13 @@
-"""Verbs about scans and stores: convert, phantom, prepare, store."""
+"""Verbs about scans: convert, prepare."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ctfoundry.cli.common import Seed, app, finish, print_table, say, show, verb
+from ctfoundry.cli.common import finish, say, show, verb
 
 
 @verb()
@@ -24,26 +24,17 @@ def convert(
 
 
 @verb()
-def phantom(
-    out: Annotated[Path, typer.Argument(help="folder")],
-    count: Annotated[int, typer.Option(help="how many", min=1)] = 4,
-    seed: Seed = 0,
-) -> None:
-    """Labelled synthetic torsos: NAME/ct.nii.gz, labels.nii.gz, labels.json, spec.json."""
-    from ctfoundry.quickstart.phantoms import make_many
-    from ctfoundry.record import Record
-
-    record = Record(["phantom", "--count", str(count)], {"seed": seed})
-    names = make_many(out, count, seed, say=say)
-    record.results = {"phantoms": names}
-    record.write(out)
-    show({"phantoms": names}, lambda: print("\n".join(names)))
-
-
-@verb()
 def prepare(
-    sources: Annotated[list[Path], typer.Argument(help="files or folders, then the STORE", metavar="SRC... STORE")],
+    sources: Annotated[
+        list[Path], typer.Argument(help="files, folders, zip archives, then the STORE", metavar="SRC... STORE")
+    ],
     grid: Annotated[str, typer.Option(help="native, floor:1, ct-fm, flexict-3d, or mm as DxHxW")] = "floor:1",
+    i_know: Annotated[
+        bool, typer.Option("--i-know", help="take for HU what does not look it (8 bit, MR, 0..1 ...), marked")
+    ] = False,
+    allow_gaps: Annotated[
+        bool, typer.Option("--allow-gaps", help="resample series with missing or uneven slices, marked")
+    ] = False,
 ) -> None:
     """Raw scans into a store: int16 HU, SPL, one grid. What is left out stands in quarantine.csv with its reason."""
     from ctfoundry.errors import UsageError
@@ -51,51 +42,13 @@ def prepare(
 
     if len(sources) < 2:
         raise UsageError("give at least one source and the store", do="ctfoundry prepare SRC... STORE")
-    outcome = prepare_store(sources[:-1], sources[-1], grid, say=say)
+    outcome = prepare_store(sources[:-1], sources[-1], grid, i_know=i_know, allow_gaps=allow_gaps, say=say)
 
     def table() -> None:
         print(f"{len(outcome.added)} added, {len(outcome.skipped)} there already, {len(outcome.failed)} left out")
+        for id, notes in outcome.notes.items():
+            print(f"{id}: {'; '.join(notes)}")
 
-    show({"added": outcome.added, "skipped": outcome.skipped, "failed": outcome.failed}, table)
+    results = {"added": outcome.added, "skipped": outcome.skipped, "failed": outcome.failed, "notes": outcome.notes}
+    show(results, table)
     finish(outcome.failed, len(outcome.added) + len(outcome.skipped))
-
-
-store_app = typer.Typer(help="Check and describe a store.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(store_app, name="store")
-
-
-@verb(store_app, "verify")
-def store_verify(store: Annotated[Path, typer.Argument(help="folder of the store")]) -> None:
-    """Checksums, geometry and histograms of every scan; exit code 1 when something is wrong."""
-    from ctfoundry.store import open_store
-
-    opened = open_store(store)
-    problems = [str(problem) for problem in opened.verify()]
-    show(
-        {"scans": len(opened.entries), "problems": problems},
-        lambda: print("\n".join(problems) or f"{len(opened.entries)} scans, all whole"),
-    )
-    if problems:
-        raise typer.Exit(1)
-
-
-@verb(store_app, "stats")
-def store_stats(store: Annotated[Path, typer.Argument(help="folder of the store")]) -> None:
-    """Counts, shapes and sizes."""
-    from ctfoundry.store import open_store
-
-    opened = open_store(store)
-    entries: list[Any] = list(opened.entries)
-    rows = [(e.id, e.patient, e.collection, "x".join(map(str, e.shape))) for e in entries]
-    data = {
-        "scans": len(entries),
-        "patients": len({e.patient for e in entries}),
-        "voxels": int(sum(e.shape[0] * e.shape[1] * e.shape[2] for e in entries)),
-        "bytes": sum(f.stat().st_size for f in store.rglob("*") if f.is_file()),
-    }
-
-    def table() -> None:
-        print_table(("id", "patient", "collection", "shape"), rows)
-        print(f"{data['scans']} scans of {data['patients']} patients, {data['bytes'] / 2**20:.1f} MiB")
-
-    show(data, table)

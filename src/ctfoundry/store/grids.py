@@ -82,9 +82,10 @@ def canonical(volume: Volume, grid: str) -> Volume:
     """
     if volume.kind != "hu":
         raise ContractError(
-            f"a store holds scans in Hounsfield units, this volume is {volume.kind!r}",
+            "; ".join((f"a store holds scans in Hounsfield units, this volume is {volume.kind!r}", *volume.notes)),
             where=volume.source or None,
-            do="give the CT in HU; label maps, MR, 0..1 and 8-bit images have no place in a store",
+            do="give the CT in HU (label maps, MR, 0..1 and 8-bit images have no place in a store); where you know that it is, "
+            "read with kind='hu' or prepare with --i-know",
         )
     if np.issubdtype(volume.voxels.dtype, np.floating) and not np.isfinite(volume.voxels).all():
         bad = int((~np.isfinite(volume.voxels)).sum())
@@ -96,7 +97,8 @@ def canonical(volume: Volume, grid: str) -> Volume:
     hu = turned.voxels
     if hu.dtype != np.int16:
         hu = np.clip(np.rint(hu), -32768, 32767).astype(np.int16)
-    return Volume(np.ascontiguousarray(hu), geometry.as_affine(turned.affine), "hu", source=volume.source)
+    affine = geometry.as_affine(turned.affine)
+    return Volume(np.ascontiguousarray(hu), affine, "hu", source=volume.source, notes=volume.notes)
 
 
 def _filled(volume: Volume) -> Volume:

@@ -124,6 +124,11 @@ class Entries(Sequence[Entry]):
         return entry_of(self._table[index], self._scans)
 
     @property
+    def table(self) -> np.ndarray:
+        """The index rows (`ROW`), sorted by id; read-only."""
+        return self._table
+
+    @property
     def ids(self) -> list[str]:
         """All ids, in order."""
         return self.column("id")

@@ -53,6 +53,10 @@ PROVENANCE = (
 _TEXT = re.compile(r"[\x20-\x7e]{0,128}")
 _PATH = re.compile(r"^[/~\\]|^file:|\.\.[/\\]|[A-Za-z]:[\\/](?!/)", re.IGNORECASE)
 
+NOTES, NOTE_LENGTH = 16, 300
+"""Most notes of a scan, and characters of one."""
+_NOTE = re.compile(r"[\x20-\x7e]{1,%d}" % NOTE_LENGTH)
+
 _HISTOGRAM_CAP = 65536 * 8
 """A histogram of int16 voxels has at most this many bytes before compression."""
 
@@ -95,6 +99,17 @@ def check_provenance(provenance: Mapping[str, object]) -> dict[str, str | int | 
                 do="leave it out: a store keeps no paths",
             )
         kept[key] = value
+    return kept
+
+
+def check_notes(notes: Iterable[str]) -> tuple[str, ...]:
+    """The notes, long ones cut; raises ProvenanceError for what looks like a path."""
+    kept = tuple(note.encode("ascii", "replace").decode()[:NOTE_LENGTH] for note in notes)[:NOTES]
+    for note in kept:
+        if not _NOTE.fullmatch(note) or _PATH.search(note):
+            raise ProvenanceError(
+                "a note looks like a path, or is no plain text", do="leave it out: a store keeps no paths"
+            )
     return kept
 
 
@@ -203,6 +218,7 @@ class Sidecar:
     histogram : exact, one bin for each HU.
     source : grid of the scan as it was given.
     provenance : allow-listed facts (`PROVENANCE`).
+    notes : what reading did to the scan, or what it was taken for on somebody's word (`Volume.notes`).
     """
 
     format: int
@@ -220,10 +236,14 @@ class Sidecar:
     histogram: PackedHistogram
     source: SourceGrid
     provenance: dict[str, str | int | float | bool]
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        """The sidecar's text; the same scan always gives the same text."""
-        return json.dumps(to_data(self), indent=1, allow_nan=False) + "\n"
+        """The sidecar's text; the same scan always gives the same text. Without notes there is no such key."""
+        data = to_data(self)
+        if not self.notes:
+            del data["notes"]
+        return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
 
 def rows(affine: geometry.Affine) -> Rows:
@@ -259,6 +279,7 @@ def read_sidecar(path: Path, name: str) -> Sidecar:
         check_id(sidecar.patient, "patient")
         check_collection(sidecar.collection)
         check_provenance(sidecar.provenance)
+        check_notes(sidecar.notes)
         Grid(sidecar.shape, geometry.as_affine(sidecar.affine))
         for box in (sidecar.box_soft, sidecar.box_body):
             if box and not all(0 <= a < b <= n for (a, b), n in zip(box, sidecar.shape, strict=True)):
@@ -312,6 +333,11 @@ class Entry:
             return read_sidecar(self.sidecar, self.id).histogram.unpack()
         except ValueError as error:
             raise SidecarError(str(error), where=self.id, do="remove the scan and add it again") from error
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What reading did to the scan, or what it was taken for on somebody's word; from the sidecar, read once."""
+        return read_sidecar(self.sidecar, self.id).notes
 
     def statistics(self, clip: tuple[float, float] | None = None, *, ddof: int = 0) -> tuple[float, float]:
         """(mean, deviation) of the scan after clipping to `clip` HU, exact, without reading a voxel."""

@@ -50,6 +50,7 @@ from ctfoundry.store.sidecar import (
     SourceGrid,
     check_collection,
     check_id,
+    check_notes,
     check_provenance,
     read_sidecar,
     rows,
@@ -161,7 +162,7 @@ class Store:
 
     def __contains__(self, id: str) -> bool:
         with self._lock:
-            return id in self._new or id in self._entries
+            return id in self._new or self._entries.__contains__(id)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -197,7 +198,7 @@ class Store:
 
         Parameters
         ----------
-        volume : a CT in HU, on any grid.
+        volume : a CT in HU, on any grid. Its notes are kept; they are no part of what an id stands for.
         id : 1 to 64 letters, digits, dots, underscores, dashes. Names files, so never a patient's name.
         patient : salted hash of the patient; scans of one patient share it.
         collection : public name of the collection.
@@ -211,7 +212,7 @@ class Store:
         check_id(id)
         check_id(patient, "patient")
         check_collection(collection)
-        facts = check_provenance(provenance or {})
+        facts, notes = check_provenance(provenance or {}), check_notes(volume.notes)
         hu = grids.canonical(volume, self.grid)
         if max(hu.shape) > AXIS_LIMIT or int(np.prod(hu.shape)) > VOXEL_LIMIT:
             raise LimitError(
@@ -244,6 +245,7 @@ class Store:
                 Histogram.of([hu.voxels]).pack(),
                 SourceGrid(volume.shape, rows(volume.affine)),
                 facts,
+                notes,
             )
             files.write_bytes(self._scans / f"{id}.b2nd", data)
             files.write_text(place, sidecar.to_json())
@@ -327,10 +329,10 @@ class Store:
         return out
 
     def volume(self, id: str) -> Volume:
-        """A whole scan."""
+        """A whole scan, with the notes of its sidecar."""
         entry = self.entry(id)
         d, h, w = entry.shape
-        return Volume(self.read(id, ((0, d), (0, h), (0, w))), entry.affine, "hu", source=id)
+        return Volume(self.read(id, ((0, d), (0, h), (0, w))), entry.affine, "hu", source=id, notes=entry.notes)
 
     def sidecar(self, id: str) -> Sidecar:
         """All that the store knows of a scan; raises UnknownScanError, SidecarError, UnknownFormatError."""
