@@ -257,7 +257,7 @@ def _planes(
         drawn = [flat[i] for i in nearest]
         once = _once(drawn)
         doubled += len(drawn) - len(once)
-        cut += sum(bool((r.min(axis=0) < -0.5).any() or (r.max(axis=0) > np.array(shape) - 0.5).any()) for r in once)
+        cut += sum(bool((r.min(axis=0) < -1).any() or (r.max(axis=0) > shape).any()) for r in once)
         part = _filled(once, shape)
         if part is not None:
             result[k] = part
