@@ -27,7 +27,8 @@ def write_phantom(folder: Path, case: Case, *, dicom: bool = False) -> None:
     also stands in ``dicom/`` as a series.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "spec.json").unlink(missing_ok=True)
+    for name in ("spec.json", "lesions.nii.gz", "lesions.json"):  # of another phantom that was here
+        (folder / name).unlink(missing_ok=True)
     made = case.phantom
     io.write(made.ct, folder / "ct.nii.gz")
     io.write(made.labels, folder / "labels.nii.gz")
@@ -89,9 +90,15 @@ def in_processes(
     """Results of `work` on each job, in order, with one process for each core that this process may use."""
     jobs = list(jobs)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    results = []
-    with ProcessPoolExecutor(max(min(len(jobs), cores), 1), mp_context=get_context("spawn")) as pool:
-        for result in pool.map(work, *zip(*jobs, strict=True)):
+    results: list[T] = []
+
+    def keep(found: Iterable[T]) -> list[T]:
+        for result in found:
             results.append(result)
             say(f"phantom {len(results)} of {len(jobs)}")
-    return results
+        return results
+
+    if min(len(jobs), cores) < 2:
+        return keep(work(*job) for job in jobs)
+    with ProcessPoolExecutor(min(len(jobs), cores), mp_context=get_context("spawn")) as pool:
+        return keep(pool.map(work, *zip(*jobs, strict=True)))

@@ -70,5 +70,7 @@ def write_ct(
         if scan.phase != "none":
             data.ContrastBolusAgent = f"iodine {scan.phase}"
 
+    for old in folder.glob("*.dcm"):
+        old.unlink()  # slices of another scan would make one series of two
     stored = (ct.voxels.astype(np.int32) + AIR).astype(np.uint16)
     return write_series(folder, stored, ct.affine, intercept=-AIR, change=change, name=name)
