@@ -101,6 +101,27 @@ def test_dicom(name: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(back.voxels, sitk.GetArrayFromImage(image))
 
 
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("name", AFFINES)
+def test_tilted_dicom(name: str, axis: int, tmp_path: Path) -> None:
+    """Linear interpolation keeps centres of mass, so they are exact to the rounding of HU."""
+    affine = np.array(AFFINES[name])
+    affine[:3, 0] += (
+        affine[:3, axis] / np.linalg.norm(affine[:3, axis]) * 2.5 * np.tan(np.radians(-13 if axis == 1 else 21))
+    )
+    voxels = np.full((5, 10, 11), -1000, dtype=np.int16)
+    inside = np.array([(1, 3, 4), (1, 3, 5), (2, 4, 5), (3, 6, 5), (3, 6, 6)])
+    voxels[tuple(inside.T)] = 300
+    write_series(tmp_path, voxels, geometry.as_affine(affine))
+    back = io.read(tmp_path)
+    assert not geometry.is_sheared(back.affine)
+    assert back.valid is not None
+    weight = np.where(back.valid, back.voxels + 1000.0, 0)
+    places = back.world(np.argwhere(weight > 0))
+    ours = (places * weight[weight > 0][:, None]).sum(axis=0) / weight.sum()
+    np.testing.assert_allclose(ours, geometry.to_world(affine, inside.mean(axis=0)), atol=0.01)
+
+
 def test_sheared_grids_keep_their_place_in_nifti_and_nrrd(tmp_path: Path) -> None:
     affine = np.array(geometry.make_affine(SPACING, "SPL", ORIGIN))
     affine[:3, 0] += (0, 0.9, 0)

@@ -9,6 +9,7 @@ PS3.10 section 7.
 from __future__ import annotations
 
 import io
+import os
 import struct
 import warnings
 from functools import lru_cache
@@ -473,7 +474,7 @@ def _with_pydicom(path: str, wanted: frozenset[int] = WANTED) -> tuple[dict[int,
     import pydicom
 
     with open(path, "rb", buffering=0) as file:
-        data = file.read(HEADER_LIMIT)
+        data = file.read(min(os.path.getsize(path), HEADER_LIMIT))
     if DEFLATED.encode() in data:
         raise ReadError("its deflated data set is unusual or damaged", where=path)
     buffer = io.BytesIO(data)
