@@ -257,3 +257,35 @@ def test_thick_slices_smear_along_z() -> None:
     assert rough[1] < 0.8 * rough[0]
     # Labels are those of the slice's middle; only the lattice starts elsewhere.
     assert (thin.labels.voxels != thick.labels.voxels).mean() < 0.005
+
+
+def test_slabs_in_different_breaths_show_steps_and_labels_follow() -> None:
+    """Every slab is the patient in one breath: its slices are those of a whole scan in that breath."""
+    from ctfoundry.phantom import motion
+
+    stepped = torso(1, z_range=(100.0, 400.0), breath_steps_mm=12.0, breath_mm=5.0)
+    scan = stepped.spec.acquisition
+    z = np.array([stepped.labels.world([d, 0, 0])[2] for d in range(len(stepped.labels.voxels))])
+    parts = list(motion.slabs(scan, z))
+    assert len(parts) >= 3
+    part, then = max(parts, key=lambda item: abs(item[1].breath_mm - 5))
+    whole = make(Spec(stepped.spec.subject, then))
+    still = torso(1, z_range=(100.0, 400.0), breath_mm=5.0)
+    middle = slice(part.start + 2, part.stop - 2)
+    same = (whole.labels.voxels[middle] == stepped.labels.voxels[middle]).mean()
+    held = (still.labels.voxels[middle] == stepped.labels.voxels[middle]).mean()
+    assert same > 0.985
+    assert held < same - 0.01
+
+
+def test_impossible_breaths_and_moves_are_refused() -> None:
+    for wrong in (
+        {"breath_mm": 60.0},
+        {"breath_mm": 35.0, "breath_steps_mm": 10.0},
+        {"motion_mm": -1.0},
+        {"rim_hu": 1e6},
+    ):
+        with pytest.raises(UsageError, match=r"breath_mm|motion_mm"):
+            Acquisition(1, **wrong)
+    with pytest.raises(SettingsError, match="blanket"):
+        settings.from_data(Acquisition, {"seed": 1, "cover": "tent"})

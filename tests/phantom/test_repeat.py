@@ -30,7 +30,7 @@ FIRST = Spec(
 @functools.cache
 def pair() -> tuple[Phantom, Phantom, np.ndarray]:
     """Two quiet scans of one patient, 25 mm of breath and some degrees apart, and the field from the first to the second."""
-    second = again(FIRST, KEY("pair"), changes=("pose",))
+    second = again(FIRST, KEY("pair"), changes=["pose"])
     second = Spec(second.subject, dataclasses.replace(second.acquisition, breath_mm=21.0, tilt_deg=(3.0, -4.0, 6.0)))
     return make(FIRST), make(second), displacement(FIRST, second, make(FIRST).ct.grid)
 
@@ -197,7 +197,7 @@ def test_only_what_is_asked_for_changes() -> None:
     }
     assert set(owned) == set(CHANGES)
     for change, names in owned.items():
-        scan = again(spec, KEY(1), changes=(change,)).acquisition
+        scan = again(spec, KEY(1), changes=[change]).acquisition
         differ = {f.name for f in dataclasses.fields(scan) if getattr(scan, f.name) != getattr(quiet, f.name)}
         assert differ, change
         assert differ <= names, change

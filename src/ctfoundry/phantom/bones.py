@@ -28,7 +28,7 @@ class Bone:
     def __init__(self, body: Body) -> None:
         density, cortex = body.key("bone").normal(2).clip(-2, 2)
         spongy, shell = bone_hu(body.subject.age_years)
-        self.spongy = float(165 + spongy + 55 * density)
+        self.spongy = float(165 + spongy + 42 * density)
         self.cortex = float(520 + shell + 110 * cortex)
 
     def hu(self, distance: Field, grain: Field | float = 0.0, shell_mm: float = 1.6) -> Field:
@@ -81,8 +81,7 @@ def _paint_vertebrae(
     waist = 1 - 0.13 * np.clip(4 * s * (1 - disc - s) / (1 - disc) ** 2, 0, 1)
     column = (np.hypot(x / (23 * size * waist), y / (16.5 * size * waist)) - 1) * 18 * size
     end = (s - (1 - disc)) * height
-    inside = np.clip(z, 0, LEVEL_EDGES[-1])
-    outside = np.abs(z - inside)
+    outside = np.maximum(-z, z - np.float32(LEVEL_EDGES[-1]))
     grain = sample(body.key("spine"), x, y, z, blob_mm=5)
     discs = np.full(level.shape, IDS["intervertebral_disc"], dtype=np.uint8)
     canvas.put(voxels, np.maximum(column - 0.5, outside), 85 + 6 * grain, discs)
@@ -104,7 +103,7 @@ def _paint_vertebrae(
     canvas.put(voxels, vertebra, bone.hu(vertebra, grain), ids[level])
     cord = np.maximum(np.hypot(x / 1.25, yc) - 7.6, outside)
     canvas.put(voxels, cord, 14, None)
-    cord = np.maximum(np.hypot(x / 1.2, yc) - 4.8, outside + (130 - z).clip(0))
+    cord = np.maximum(np.hypot(x / 1.2, yc) - 4.8, np.maximum(outside, 130 - z))
     canvas.put(voxels, cord, 38, np.full(level.shape, IDS["spinal_cord"], dtype=np.uint8))
 
 
