@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -56,7 +56,12 @@ def sealed(digest: str) -> str:
 
 def content_digest(paths: Sequence[Path]) -> str:
     """SHA-256 over the bytes of a scan's files, in an order that does not depend on their names."""
-    each = sorted(files.sha256(path) for path in paths)
+    return digest_of(files.sha256(path) for path in paths)
+
+
+def digest_of(hashes: Iterable[str]) -> str:
+    """The digest of a scan whose files have these SHA-256 (`io.Found.hashes`), in whatever order."""
+    each = sorted(hashes)
     return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
 

@@ -220,7 +220,9 @@ def check(preparation: Preparation, volume: Volume) -> None:
             "hu": "choose a preparation that lists 'hu'",
         }[volume.kind]
         raise ContractError(
-            f"preparation {preparation.name!r} takes {wanted}, this volume is {volume.kind!r}",
+            "; ".join(
+                (f"preparation {preparation.name!r} takes {wanted}, this volume is {volume.kind!r}", *volume.notes)
+            ),
             where=volume.source or None,
             do=advice,
         )

@@ -5,9 +5,9 @@
 Volume(hu int16, 133x512x512, 2.50x0.70x0.70 mm, SAL, -1024..3071 HU)
 """
 
-from ctfoundry.io.discovery import Discovery, Facts, Found, Skip, discover
+from ctfoundry.io.discovery import Discovery, Facts, Found, Skip, discover, is_listing
 from ctfoundry.io.kinds import recognise
 from ctfoundry.io.reading import read, write
 from ctfoundry.io.stream import CAP
 
-__all__ = ["CAP", "Discovery", "Facts", "Found", "Skip", "discover", "read", "recognise", "write"]
+__all__ = ["CAP", "Discovery", "Facts", "Found", "Skip", "discover", "is_listing", "read", "recognise", "write"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from ctfoundry.errors import CTFoundryError, ReadError
 from ctfoundry.files import digest, sha256
 from ctfoundry.geometry import Grid
-from ctfoundry.io import archives, dicom, dicomdir, enhanced, names, parts, raw, reading, stack, zip_directory
+from ctfoundry.io import archives, dicom, dicomdir, drawn, enhanced, names, parts, raw, reading, stack, zip_directory
 from ctfoundry.io.dicom_header import Header, read_header
 from ctfoundry.io.parts import Part
 from ctfoundry.io.raw import Format
@@ -73,7 +73,7 @@ class Found:
     ----------
     paths : its file, or its files in the order of their slices' positions. Private: they may name a patient.
     format : "dicom", "nifti", "nrrd" or "metaimage".
-    modality : "CT" for DICOM; other formats do not say.
+    modality : "CT" for DICOM scans, "SEG" and "RTSTRUCT" for what was drawn on them; other formats do not say.
     series, study, patient : UIDs and Patient ID as the DICOM files give them, raw: salt them before they go anywhere.
     grid : shape, affine, spacing and orientation as declared; None when the header has a problem.
     is_label : best guess from the header and file name; `read` decides by the values.
@@ -85,6 +85,7 @@ class Found:
     folder : for DICOM, the smallest folder that holds all slices of its series.
     frames : the frames that it takes from each of `paths`, where these are multi-frame files; else empty.
     members : where `paths` is one zip archive, the names of its files in there; else empty.
+    image : for SEG and RTSTRUCT, the series UID of the image that they were drawn on, where it was found too; `grid` is its.
     """
 
     paths: tuple[Path, ...]
@@ -103,6 +104,7 @@ class Found:
     folder: Path | None = None
     frames: tuple[tuple[int, ...], ...] = ()
     members: tuple[str, ...] = ()
+    image: str = ""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -119,7 +121,7 @@ class Found:
         """What `read` accepts for it: the file, ARCHIVE#FILE, or FOLDER#SeriesInstanceUID, with @PART where the series was
         split.
         """
-        if self.format != "dicom":
+        if self.format != "dicom" or self.modality in drawn.MODALITIES:
             return f"{self.path}#{self.members[0]}" if self.members else str(self.path)
         return f"{self.folder or self.path.parent}#{self.series}{f'@{self.part}' if self.part else ''}"
 
@@ -131,6 +133,8 @@ class Found:
             return archives.read_found(self, kind=kind, cap=cap, threads=threads, allow_gaps=allow_gaps)
         if self.format != "dicom":
             return reading.read(self.path, kind=kind, cap=cap)
+        if self.modality in drawn.MODALITIES:
+            return drawn.read_found(self, kind=kind, cap=cap)
         try:
             headers: list[Header] = []
             for k, path in enumerate(self.paths):
@@ -193,12 +197,22 @@ def discover(root: str | os.PathLike[str], *, deep: bool = True) -> Discovery:
     folder = Path(root)
     if folder.is_dir():
         return _discovered(folder, _files(folder, deep=deep))
-    start = _start_of(str(folder)) if folder.is_file() else b""
-    if archives.is_zip(start):
+    if not is_listing(folder):
+        raise ReadError("is not a folder", where=folder, do="give a folder, or read the file")
+    if archives.is_zip(_start_of(str(folder))):
         return archives.discover(folder)
-    if dicomdir.is_dicomdir(start):
-        return _discovered(folder, _opened(dicomdir.listed(folder)))
-    raise ReadError("is not a folder", where=folder, do="give a folder, or read the file")
+    return _discovered(folder, _opened(dicomdir.listed(folder)))
+
+
+def is_listing(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is one that `discover` takes like a folder: a zip archive or a DICOMDIR."""
+    if not os.path.isfile(path):
+        return False
+    try:
+        start = _start_of(os.fspath(path))
+    except OSError:
+        return False
+    return archives.is_zip(start) or dicomdir.is_dicomdir(start)
 
 
 def _discovered(folder: Path, files: Iterable[tuple[Path, Format | None, bytes, str]]) -> Discovery:
@@ -207,6 +221,7 @@ def _discovered(folder: Path, files: Iterable[tuple[Path, Format | None, bytes, 
     skips: list[Skip] = []
     headers: list[Header] = []
     data_files: set[Path] = set()
+    structures: list[tuple[Path, str]] = []
     for path, fmt, start, reason in files:
         if reason == ZIP:
             inner, reasons = _zipped(path)
@@ -218,6 +233,8 @@ def _discovered(folder: Path, files: Iterable[tuple[Path, Format | None, bytes, 
             result = _slices(str(path), start)
             if isinstance(result, list):
                 headers += result
+            elif isinstance(result, str) and result in drawn.REASONS:
+                structures.append((path, result))
             elif isinstance(result, str):
                 skips.append(Skip(path, result))
             else:
@@ -229,6 +246,9 @@ def _discovered(folder: Path, files: Iterable[tuple[Path, Format | None, bytes, 
     volumes, lone = parts.split(headers)
     found += map(_from_part, volumes)
     skips += [Skip(Path(h.path), SINGLE) for h in lone]
+    labels, left = drawn.discovered([path for path, _ in structures], found)
+    found += labels
+    skips += [Skip(path, reason) for path, reason in structures if path in left]
     if data_files:
         # The numbers of .mhd, .nhdr and .hdr are no junk.
         suspects = {path.name for path in data_files}

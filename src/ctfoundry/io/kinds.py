@@ -76,7 +76,7 @@ def why_not_hu(voxels: np.ndarray) -> str:
         return f"{span}: a normalised image (-1 to 1)"
     if not whole and low >= -20 and low < 0 and high <= 20:
         return f"{span}: an image in standard deviations (z-score)?"
-    if whole and low >= 0 and 200 <= high <= 255:
+    if whole and low >= 0 and high <= 255:
         return f"{span}: an 8-bit image through a window"
     if whole and low >= 0 and _is_shifted(voxels, high):
         return f"{span}, most of them near {SHIFT}: CT stored without its intercept of -{SHIFT} (HU + {SHIFT})?"

@@ -103,7 +103,7 @@ def gather(root: Path, table: Path | None = None, *, say: Callable[[str], None] 
         if reason:
             result.leave_out(item.path, reason)
             continue
-        digest = identity.content_digest(item.files)
+        digest = identity.digest_of(item.hashes())
         name = identity.name("scan", digest)
         if name in drafts:
             result.leave_out(item.path, "a byte-for-byte copy of another scan")

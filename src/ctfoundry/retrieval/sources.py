@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ctfoundry import identity, io
+from ctfoundry import files, identity, io
 from ctfoundry.errors import CTFoundryError, UsageError
 from ctfoundry.retrieval.embed import Scan, same_model
 from ctfoundry.retrieval.index import Index
@@ -80,23 +80,23 @@ def _resolve(text: str, sources: Sources) -> list[Source]:
     path = Path(text)
     if path.is_dir() and (path / "store.json").is_file():
         return _from_store(path, None)
-    if path.is_dir():
+    if path.is_dir() or io.is_listing(path):
         return _from_tree(path, sources)
-    if path.is_file() or (sign and Path(folder).is_dir()):
+    if path.is_file() or (sign and (Path(folder).is_dir() or io.is_listing(folder))):
         root = path.parent if path.is_file() else Path(folder)
         # the folder of a file is not searched below: that may be somebody's whole home
         listed = io.discover(root, deep=not path.is_file()).found
-        found = [i for i in listed if path in i.paths or (sign and i.series == name)]
+        found = [i for i in listed if path in i.paths or (sign and (i.series == name or i.name == text))]
         if path.is_file() and (not found or len(found[0].paths) > 1):
-            return [_source([path], partial(io.read, path), text)]
+            return [_source([files.sha256(path)], partial(io.read, path), text)]
         if not found:
             raise UsageError(f"no series {name!r} in the folder", where=folder)
-        return [_source(found[0].files, found[0].read, text)]
+        return [_source(found[0].hashes(), found[0].read, text)]
     raise UsageError("no such file or folder", where=text)
 
 
-def _source(paths: Sequence[Path], read: object, path: str) -> Source:
-    digest = identity.content_digest(paths)
+def _source(hashes: Sequence[str], read: object, path: str) -> Source:
+    digest = identity.digest_of(hashes)
     return Source(Scan(identity.name("scan", digest), identity.sealed(digest), read), path)  # type: ignore[arg-type]
 
 
@@ -126,7 +126,7 @@ def _from_tree(path: Path, sources: Sources) -> list[Source]:
         if kind == "label":
             sources.labels += 1
         else:
-            found.append(_source(item.files, item.read, item.name))
+            found.append(_source(item.hashes(), item.read, item.name))
     return found
 
 
