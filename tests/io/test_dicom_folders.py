@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 import tracemalloc
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -242,3 +243,40 @@ def test_a_deflated_meta_group_that_hides_is_not_inflated_by_pydicom(tmp_path: P
     finally:
         tracemalloc.stop()
     assert peak < 1 << 22
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ImagePositionPatient", ["1e300", "0", "-1e300"]),
+        ("ImagePositionPatient", ["nan", "0", "0"]),
+        ("ImagePositionPatient", ["1e7", "1e7", "1e7"]),
+        ("ImageOrientationPatient", ["1e200", "0", "0", "0", "1e200", "0"]),
+        ("ImageOrientationPatient", ["inf", "0", "0", "0", "1", "0"]),
+        ("PixelSpacing", ["1e-300", "1"]),
+        ("PixelSpacing", ["1e300", "1"]),
+        ("SliceThickness", ["inf"]),
+        ("RescaleSlope", "1e300"),
+        ("RescaleSlope", "nan"),
+        ("RescaleIntercept", "1e30"),
+    ],
+)
+def test_numbers_beyond_all_sense(name: str, value: Any, tmp_path: Path) -> None:
+    """An error of the package or a volume with finite places; warnings are errors here."""
+
+    def change(data: Any, d: int) -> None:
+        x, y, z = data.ImagePositionPatient
+        data.ImagePositionPatient = [x, float(y) + 0.4 * d, z]  # tilted, which divides by the spacing
+        with pydicom.config.disable_value_validation(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            setattr(data, name, value)
+
+    write_series(tmp_path, values(), AFFINE, change=change)
+    io.discover(tmp_path)
+    try:
+        volume = io.read(tmp_path)
+    except CTFoundryError as error:
+        assert str(tmp_path) in str(error)  # noqa: PT017
+    else:
+        assert name == "SliceThickness"
+        assert np.isfinite(volume.affine).all()

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from math import isfinite, prod
+from math import prod
 
 import numpy as np
 
@@ -47,6 +47,7 @@ DAMAGED = "damaged DICOM file"
 """Reason for files that begin as DICOM and cannot be parsed."""
 
 _BITS = 16
+_FAR_MM = 1e6
 _LUNG_HU = -500
 
 
@@ -82,7 +83,7 @@ def is_placed(header: Header) -> bool:
     return (
         len(header.position) == 3
         and len(header.orientation) == 6
-        and all(map(isfinite, header.position + header.orientation))
+        and all(abs(v) < _FAR_MM for v in header.position + header.orientation)  # False for NaN
     )
 
 
@@ -134,6 +135,8 @@ def read_stack(
     check_cap(size * 2, cap, where)
     for header in {h.path: h for h in ordered}.values():
         check_pixels(header)
+        if header.syntax == DEFLATED:
+            check_cap(header.length, cap, header.path)  # the file's size does not bound it
     threads = threads or default_threads()
     with warnings.catch_warnings(), Decoders() as decoders:  # around the threads: warning filters belong to the process
         warnings.simplefilter("ignore")
@@ -170,7 +173,7 @@ def _says_hu(header: Header) -> bool:
 def _rescale(header: Header) -> tuple[float, float]:
     slope = 1.0 if header.slope is None else header.slope
     intercept = 0.0 if header.intercept is None else header.intercept
-    if not (np.isfinite(slope) and np.isfinite(intercept)) or slope == 0:
+    if not (0 < abs(slope) < 1e6 and abs(intercept) < 1e9):  # True for NaN
         raise ReadError(f"has rescale slope {slope} and intercept {intercept}", where=header.path)
     return slope, intercept
 

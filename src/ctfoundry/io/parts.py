@@ -8,6 +8,7 @@ pieces again, and at last, where every position is there equally often, by the o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,11 +83,11 @@ def _folder(slices: list[Header]) -> str:
 
 def _different(names: list[str]) -> list[str]:
     """The names, with a number behind those that come more than once."""
-    counts: dict[str, int] = {}
+    total, counts = Counter(names), Counter[str]()
     out = []
     for name in names:
-        counts[name] = counts.get(name, 0) + 1
-        out.append(f"{name} ({counts[name]})" if names.count(name) > 1 else name)
+        counts[name] += 1
+        out.append(f"{name} ({counts[name]})" if total[name] > 1 else name)
     return out
 
 

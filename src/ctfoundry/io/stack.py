@@ -152,7 +152,7 @@ def _grid(count: int, rows: int, columns: int, lps: np.ndarray) -> Grid:
 
 def axes(header: Header, where: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Unit vectors along a row, down a column and along the normal, LPS."""
-    if len(header.spacing) != 2 or not all(0 < s < 1e3 for s in header.spacing):
+    if len(header.spacing) != 2 or not all(1e-4 < s < 1e3 for s in header.spacing):
         raise GeometryError(f"has a pixel spacing of {header.spacing or 'nothing'}", where=where)
     across, down = np.array(header.orientation[:3]), np.array(header.orientation[3:])
     sizes = np.linalg.norm(across), np.linalg.norm(down)
