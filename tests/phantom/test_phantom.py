@@ -289,3 +289,13 @@ def test_impossible_breaths_and_moves_are_refused() -> None:
             Acquisition(1, **wrong)
     with pytest.raises(SettingsError, match="blanket"):
         settings.from_data(Acquisition, {"seed": 1, "cover": "tent"})
+
+
+def test_the_benchmark_reports_its_row() -> None:
+    from ctfoundry.bench import phantom as bench
+
+    (row,) = bench.run(repeats=1, voxel_mm=9.0)
+    assert {"name", "ours_s", "other_s", "ratio", "max_error", "threads", "dtype"} == set(row)
+    assert row["ratio"] == pytest.approx(row["other_s"] / row["ours_s"])
+    assert bench.torso(0).acquisition.z_range == (-195.0, 500.0)
+    assert bench.torso(0).acquisition.pixel_mm == pytest.approx(1.5)

@@ -147,7 +147,7 @@ def test_a_child_is_painted_in_millimetres_of_the_adult() -> None:
     space = _space(pose, step=1.0, count=61)
     found = tube(space, np.array([(-30.0, 0, 10), (30, 0, 10)]), 6.0)
     assert found is not None
-    box, distance = found
+    _, distance = found
     radius = np.sqrt((distance < 0).sum(axis=(0, 1)).max() / np.pi)
     assert radius == pytest.approx(6 * size, rel=0.1)
     assert distance.min() == pytest.approx(-6, abs=0.6)
