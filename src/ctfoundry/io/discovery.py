@@ -145,6 +145,10 @@ class Found:
             return dicom.read_stack(headers, self.name, kind=kind, cap=cap, threads=threads, allow_gaps=allow_gaps)
         except OSError as error:
             raise ReadError(f"cannot be read ({error.strerror or error})", where=self.name) from error
+        except MemoryError as error:
+            raise ReadError(
+                "does not fit into this machine's memory", where=self.name, do="pass a smaller cap"
+            ) from error
 
     def hashes(self) -> list[str]:
         """SHA-256 of each of its files, those in an archive unpacked; with its frames where it is a part of its files."""
