@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from ctfoundry import files
+from ctfoundry import files, io
 from ctfoundry.layouts import plain
 from ctfoundry.layouts.cases import Case, Cohort, cases
 from ctfoundry.phantom import make
@@ -37,6 +37,8 @@ def test_a_case_as_files(tmp_path, case_of):
     assert (tmp_path / "report.txt").read_text() == case.report.text
     assert json.loads((tmp_path / "lesions.json").read_text())["2"] == "liver_lesion 2"
     assert len(list((tmp_path / "dicom").glob("*.dcm"))) == 18
+    assert io.read(tmp_path / "lesions.nii.gz").names[2] == "liver_lesion 2"  # not "kidney_right", which is label 2
+    assert io.read(tmp_path / "labels.nii.gz").names[2] == "kidney_right"
 
 
 def test_spec_json_makes_the_same_scan_again(tmp_path):

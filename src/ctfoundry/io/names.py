@@ -35,25 +35,24 @@ def of_labels(path: Path, labels: np.ndarray, called: str | None = None) -> dict
 
     `called` is the file's name where `path` is a copy under another one.
 
-    A mask of one label (or an empty one) gets the file's stem, unless that is a general word such as "mask". Otherwise ``labels.json``
-    (``{"1": "liver"}``) or else ``structures.csv`` (columns ``structure``, ``id``) in the same folder is used, provided it
-    names every label that occurs.
+    A mask of one label (or an empty one) gets the file's stem, unless that is a general word such as "mask". Otherwise the file's
+    own ``STEM.json`` is used, ``labels.json`` (``{"1": "liver"}``) or else ``structures.csv`` (columns ``structure``, ``id``) in
+    the same folder, provided it names every label that occurs.
     """
     present = [int(v) for v in np.unique(labels) if v != 0]
     own = stem(path if called is None else Path(Path(called).name))
     if len(present) <= 1 and own.lower() not in GENERIC:
         return {(present or [1])[0]: own}
-    table = _table(path.parent)
+    table = _table(path.parent, own)
     return table if table and set(present) <= set(table) else None
 
 
-def _table(folder: Path) -> dict[int, str] | None:
-    as_json, as_csv = folder / "labels.json", folder / "structures.csv"
-    for path in (as_json, as_csv):
+def _table(folder: Path, own: str) -> dict[int, str] | None:
+    for path in (folder / f"{own}.json", folder / "labels.json", folder / "structures.csv"):
         if path.is_file() and path.stat().st_size <= _TABLE_LIMIT:
             try:
                 text = path.read_text(encoding="utf-8-sig")
-                if path == as_json:
+                if path.suffix == ".json":
                     return {int(k): str(v) for k, v in json.loads(text).items()}
                 return {int(row["id"]): row["structure"] for row in csv.DictReader(text.splitlines())}
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -209,8 +209,6 @@ def _adjective(key: Key, finding: Finding) -> str:
     if finding.kind in ("pleural_effusion", "pneumothorax"):
         grade = "small" if finding.size_mm < 20 else "moderate" if finding.size_mm < 50 else "large"
         words.append(pick(key("grade"), (grade, "")))
-    if finding.kind == "fracture" and finding.site.startswith("vertebrae_"):
-        words.append("compression")
     return ", ".join(w for w in words if w)
 
 
@@ -241,11 +239,15 @@ def _site(key: Key, finding: Finding) -> str:
     return pick(key, wording.SEGMENTS.get(segment) or wording.site_words(finding.site))
 
 
+def _collapsed(finding: Finding) -> bool:
+    return finding.kind == "fracture" and finding.site.startswith("vertebrae_")
+
+
 def _slots(key: Key, finding: Finding) -> dict[str, str]:
     return {
         "size": _size(key("size"), finding.size_mm),
         "adj": _adjective(key("adjective"), finding),
-        "noun": pick(key("noun"), PHRASES[finding.kind].nouns),
+        "noun": pick(key("noun"), wording.VERTEBRAL if _collapsed(finding) else PHRASES[finding.kind].nouns),
         "where": _where(key("where"), finding),
         "site": _site(key("site"), finding),
         "side": finding.side,

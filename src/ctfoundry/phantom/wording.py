@@ -284,6 +284,9 @@ PHRASES: dict[LesionKind, Phrases] = {
 }
 """What each kind of lesion is called, where it stands in the report, and how much it matters."""
 
+VERTEBRAL = ("compression fracture", "wedge fracture", "vertebral compression fracture", "insufficiency fracture")
+"""What a fracture of a vertebra is called."""
+
 ABSENT = (
     "{no_evidence} {absent}",
     "there is {no_evidence} {absent}",
