@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import re
+import runpy
 import stat
 import sys
 import warnings
@@ -362,6 +363,20 @@ def test_a_series_is_read_at_every_kth_slice(tmp_path, monkeypatch):
     assert read == [11]
     assert (taken.voxels == whole.voxels[::4, ::4, ::5]).all()
     assert taken.world([2, 3, 4]) == pytest.approx(whole.world([8, 12, 20]))
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_frames_of_one_file(tmp_path, monkeypatch, shuffled):
+    """Enhanced CT: every k-th frame where frames lie in order, the whole file otherwise; the same places either way."""
+    enhanced = runpy.run_path(str(Path(__file__).parents[1] / "io" / "test_dicom_enhanced.py"))
+    monkeypatch.setattr(glance, "LONGEST", 10)
+    order = np.random.default_rng(1).permutation(30).tolist() if shuffled else None
+    enhanced["write"](tmp_path / "e.dcm", enhanced["values"](count=30), order=order)
+    (found,) = io.discover(tmp_path).found
+    assert len(found.frames[0]) == 30
+    taken, whole = glance.glance(found), io.read(tmp_path)
+    assert (taken.voxels == whole.voxels[::3]).all()
+    assert taken.world([4, 3, 2]) == pytest.approx(whole.world([12, 3, 2]))
 
 
 def test_a_file_that_ends_early_is_named(tmp_path, monkeypatch):

@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 
 from ctfoundry import geometry
-from ctfoundry.errors import TruncatedError
+from ctfoundry.errors import GeometryError, TruncatedError
 from ctfoundry.io import kinds, raw, reading
 from ctfoundry.io.discovery import Found
 from ctfoundry.io.stream import CAP, Stream, check_cap
 from ctfoundry.volume import Volume
 
 LARGEST = 2 << 30
-"""A file inside an archive is read whole, up to this size."""
+"""A file inside an archive, and one whose frames lie in no order, is read whole, up to this size."""
 LONGEST = 256
 """Voxels along an axis that a glance keeps, at most twice as many; three planes of 200 pixels need no more."""
 WHOLE = 192 << 20
@@ -31,7 +31,13 @@ def glance(found: Found, *, cap: int = CAP, threads: int | None = None) -> Volum
     if found.problem is not None:
         raise found.problem
     if found.format == "dicom":
-        return thinned(_every(found, _step(found)).read(cap=cap, threads=threads))
+        step = _step(found)
+        try:
+            return thinned(_every(found, step).read(cap=cap, threads=threads))
+        except GeometryError:
+            if step == 1 or not found.frames:
+                raise
+            return thinned(found.read(cap=min(cap, LARGEST), threads=threads))  # frames in no order of their places
     if found.members:
         return thinned(found.read(cap=min(cap, LARGEST), threads=threads))
     declared = reading.HEADERS[found.format](found.path)
