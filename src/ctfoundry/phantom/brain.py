@@ -20,7 +20,7 @@ from ctfoundry.phantom.canvas import Canvas
 from ctfoundry.phantom.folds import sheets
 from ctfoundry.phantom.names import IDS
 from ctfoundry.phantom.shapes import ellipsoid, smooth_min, smooth_path, tube
-from ctfoundry.phantom.skull import Skull, both, capsule, step
+from ctfoundry.phantom.skull import Skull, both, capsule
 from ctfoundry.phantom.space import Patch
 from ctfoundry.phantom.texture import sample
 from ctfoundry.phantom.tissue import Tissue
@@ -71,7 +71,7 @@ class Brain:
     def tentorium(self, patch: Patch) -> np.ndarray:
         """Height of the tentorium: a tent with its ridge in the midline, low at the sides."""
         ridge = np.interp(patch.y, (-72, -22, 16), (30, 52, 37))
-        return np.asarray(ridge - 19 * (np.abs(patch.x) / 55) ** 1.3)
+        return np.asarray(ridge - 19 * (np.abs(patch.x) / 55) ** 1.3, dtype=np.float32)
 
     def below(self, patch: Patch) -> np.ndarray:
         """Negative under the tentorium and behind the petrous ridges."""
@@ -130,10 +130,10 @@ class Brain:
     def fissure(self, patch: Patch) -> np.ndarray:
         """The Sylvian fissures: a slanted sheet from outside, and the sheet over the insula."""
         a = both(atlas(patch))
-        line = -11 + 0.6 * (16 - a.y) + self.skull.body.lumps("sylvius", patch, 2.6, 24)
+        line = -11 + 0.6 * (16 - a.y) + self.skull.waves("sylvius", patch, 2.6, 24)
         width = 0.2 + 0.8 * self.loss + 1.2 * np.exp(-(((a.y - 14) / 9) ** 2))
         sheet = np.maximum(0.86 * np.abs(a.z - line) - width, np.maximum(36.5 - a.x, np.abs(a.y + 8) - 28))
-        bend = 37.5 + 0.004 * (a.y - 2) ** 2 + self.skull.body.lumps("insula", patch, 0.8, 14)
+        bend = 37.5 + 0.004 * (a.y - 2) ** 2 + self.skull.waves("insula", patch, 0.8, 14)
         island = np.maximum(
             np.abs(a.x - bend) - 0.3 - 0.7 * self.loss, np.hypot((a.y - 1) / 24, (a.z - 6) / 16) * 16 - 16
         )
@@ -178,13 +178,13 @@ def _nuclei(brain: Brain, patch: Patch) -> np.ndarray:
 def _paint_hemispheres(canvas: Canvas, brain: Brain, patch: Patch, cavity: np.ndarray, tissue: Tissue) -> None:
     skull, loss = brain.skull, brain.loss
     hull, fissure, nuclei = brain.hull(patch, cavity), brain.fissure(patch), _nuclei(brain, patch)
-    wobble = skull.body.lumps("falx", patch, 0.7, 60)
+    wobble = skull.waves("falx", patch, 0.7, 60)
     joined, core = brain.middle(patch), brain.core(patch)
     # Rays from the middle of each hemisphere.
     dx, dy, dz = np.abs(patch.x) - 24, (patch.y - 2) * 0.8, patch.z - 66
     r = np.sqrt(dx**2 + dy**2 + dz**2) + 1
     push = (52 / r) ** 0.72
-    warp = [skull.body.lumps(f"gyri {i}", patch, 2.6, 30) for i in range(3)]
+    warp = [skull.waves(f"gyri {i}", patch, 2.6, 30) for i in range(3)]
     fold = [c * push + w for c, w in zip((dx, dy * 1.25, dz), warp, strict=True)]
     reach = sample(skull.key("reach"), patch.x, patch.y, patch.z, blob_mm=26)
     grey, white = _grey(brain, tissue)
@@ -238,7 +238,7 @@ def _paint_hindbrain(canvas: Canvas, brain: Brain, patch: Patch, cavity: np.ndar
     # Leaves: fine layers around the vermis' middle, in the cortex only.
     r = np.hypot(part.y + 26, part.z - 24) + 0.35 * np.abs(part.x)
     angle = np.arctan2(part.z - 24, -(part.y + 26))
-    leaves = part.fine(np.sin(angle * 15 + skull.body.lumps("leaves", part, 0.8, 25) + 0.05 * np.abs(part.x)))
+    leaves = part.fine(np.sin(angle * 15 + skull.waves("leaves", part, 0.8, 25) + 0.05 * np.abs(part.x)))
     pith = part.fine(np.minimum(ellipsoid(both(part), (22, -34, 20), (15, 12, 9)), 0.7 * (r - 9)))
     hu = np.float32(grey - 1.5) + np.float32(2.5) * leaves
     hu += canvas.share(pith * np.float32(0.35)) * (np.float32(white + 2) - hu)
@@ -313,7 +313,7 @@ def _paint_membranes(canvas: Canvas, brain: Brain, patch: Patch, cavity: np.ndar
     inside = ("subarachnoid_space", "brain", "cerebellum")
     edge = np.hypot((a.y + 8) / 56, (a.z + 6) / 47) * 47 - 47  # its free edge, over the callosum
     under = np.where(patch.y < -22, brain.tentorium(patch), -40.0) - patch.z
-    bounds, x = np.maximum(np.maximum(-edge, cavity), under), patch.x + brain.skull.body.lumps("falx", patch, 0.7, 60)
+    bounds, x = np.maximum(np.maximum(-edge, cavity), under), patch.x + brain.skull.waves("falx", patch, 0.7, 60)
     for slab, planes in patch.slabs(6):
         d = np.maximum(np.abs(slab.fine(x[planes])) - np.float32(0.5), slab.fine(bounds[planes]))
         if d.min() < 1:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ctfoundry.keys import Key
+from ctfoundry.phantom.space import Patch
 from ctfoundry.phantom.texture import SIDE, tile
 
 if TYPE_CHECKING:
@@ -43,6 +44,18 @@ def sheets(key: Key, x: np.ndarray, y: np.ndarray, z: np.ndarray, *, apart_mm: f
     for a in (0, 1):
         for b in (0, 1):
             base, weight = places[0][a] + places[1][b], parts[0][a] * parts[1][b]
-            for c in (0, 1):
-                out += weight * parts[2][c] * flat.take(base + places[2][c])
+            for corner in (0, 1):
+                out += weight * parts[2][corner] * flat.take(base + places[2][corner])
     return np.asarray(out / scale)
+
+
+def waves(key: Key, patch: Patch, amplitude: float, size_mm: float) -> Float32[np.ndarray, "..."]:
+    """A slow random field on the lattice, as `Body.lumps`, in single precision: six waves of about `size_mm`."""
+    direction = key("wave").normal((6, 3))
+    direction *= 2 * np.pi / (size_mm * np.linalg.norm(direction, axis=1, keepdims=True))
+    phase = key("phase").uniform(0, 2 * np.pi, 6)
+    out = np.zeros(patch.x.shape, dtype=np.float32)
+    for (a, b, c), p in zip(direction.astype(np.float32), phase.astype(np.float32), strict=True):
+        out += np.sin(a * patch.x + b * patch.y + c * patch.z + p)
+    out *= np.float32(amplitude / np.sqrt(3))
+    return out

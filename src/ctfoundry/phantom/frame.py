@@ -82,11 +82,14 @@ class HeadPose(Pose):
 
     def body(self, world: Float[np.ndarray, "3 ..."]) -> Float[np.ndarray, "3 ..."]:
         """Head millimetres of world points."""
+        return self.head(super().body(world), world)
+
+    def head(self, body: Float[np.ndarray, "3 ..."], world: Float[np.ndarray, "3 ..."]) -> Float[np.ndarray, "3 ..."]:
+        """Head millimetres of points given in body millimetres and in the world."""
         lead = (3,) + (1,) * (world.ndim - 1)
-        neck = super().body(world) - self.joint.reshape(lead)
-        share = self.rigid(neck + self.joint.reshape(lead))
+        neck = body - self.joint.reshape(lead)
         rigid = np.tensordot(self.axes.T, world - self.place.reshape(lead), axes=1) / self.factors.reshape(lead)
-        return np.asarray(neck + share * (rigid - neck))
+        return np.asarray(neck + self.rigid(body) * (rigid - neck))
 
     def rigid(self, body: Float[np.ndarray, "3 ..."]) -> Float[np.ndarray, "..."]:
         """How far points (body millimetres) belong to the rigid head: 0 below the neck, 1 in the skull."""
@@ -126,15 +129,27 @@ class HeadCanvas:
     def of(cls, canvas: Canvas, body: Body) -> HeadCanvas | None:
         """The part of a canvas that can hold head and neck; None when it is out of view."""
         space = canvas.space
-        high = np.flatnonzero(space.lattice[2].max(axis=(1, 2)) > _START_Z)
-        if high.size == 0:
-            return None
-        start = min(max(int(high[0]) - 1, 0) * space.strides[0], max(space.shape[0] - 2, 0))
-        axes = (space.axes[0][start:], space.axes[1], space.axes[2])
+        x, y, z = space.lattice
+        reach = 20 + 0.3 * body.subject.fat_mm
+        there = (z > _START_Z) & (np.abs(x) < 105 + reach) & (y > -105 - reach) & (y < 145 + reach)
+        box = []
+        for axis, (stride, count) in enumerate(zip(space.strides, space.shape, strict=True)):
+            hit = np.flatnonzero(there.any(axis=tuple(a for a in range(3) if a != axis)))
+            if hit.size == 0:
+                return None
+            start = min(max(int(hit[0]) - 1, 0) * stride, max(count - 2, 0))
+            box.append(slice(start, min((int(hit[-1]) + 1) * stride + 1, count)))
+        axes = (space.axes[0][box[0]], space.axes[1][box[1]], space.axes[2][box[2]])
         pose = HeadPose.at(space.pose, body.subject)
-        head = Space.of(pose, axes, HEAD_LATTICE_MM)
-        voxels = {f.name: getattr(canvas, f.name)[start:] for f in fields(canvas) if f.name != "space"}
-        return cls(replace(canvas, space=head, **voxels), Space.of(space.pose, axes, HEAD_LATTICE_MM))
+        plain = Space.of(space.pose, axes, HEAD_LATTICE_MM)
+        points = [
+            a[0] + (a[1] - a[0] if len(a) > 1 else 1.0) * stride * np.arange(n)
+            for a, stride, n in zip(axes, plain.strides, plain.lattice.shape[1:], strict=True)
+        ]
+        world = np.stack(np.meshgrid(*points, indexing="ij")[::-1])
+        head = replace(plain, pose=pose, lattice=pose.head(plain.lattice, world).astype(np.float32))
+        voxels = {f.name: getattr(canvas, f.name)[tuple(box)] for f in fields(canvas) if f.name != "space"}
+        return cls(replace(canvas, space=head, **voxels), plain)
 
     def in_body(self, patch: Patch) -> Patch:
         """The same box in body millimetres."""

@@ -8,9 +8,9 @@ from ctfoundry.phantom.anatomy import Body
 from ctfoundry.phantom.brain import paint_brain
 from ctfoundry.phantom.canvas import Canvas
 from ctfoundry.phantom.folds import sheets
-from ctfoundry.phantom.frame import SHOULDER_SLOPE, SHOULDER_Z, HeadCanvas
+from ctfoundry.phantom.frame import SHOULDER_SLOPE, SHOULDER_Z, HeadCanvas, head_size
 from ctfoundry.phantom.neck import paint_neck, spine_offset
-from ctfoundry.phantom.shapes import ellipsoid, smooth_min, smooth_path, tube
+from ctfoundry.phantom.shapes import ellipsoid, smooth_min, tube
 from ctfoundry.phantom.skull import (
     Skull,
     both,
@@ -59,7 +59,7 @@ def paint_head(head: HeadCanvas, body: Body, tissue: Tissue) -> None:
 
 
 def _column(table: np.ndarray, patch: Patch, power: float, y: np.ndarray) -> np.ndarray:
-    half, front, back = (np.interp(patch.z, table[:, 0], table[:, i]) for i in (1, 2, 3))
+    half, front, back = (np.interp(patch.z, table[:, 0], table[:, i]).astype(np.float32) for i in (1, 2, 3))
     v = y - (front + back) / 2
     k = (np.abs(patch.x / half) ** power + np.abs(2 * v / (front - back)) ** power) ** (1 / power)
     r = np.hypot(patch.x, v)
@@ -119,15 +119,13 @@ def _paint_surface(head: HeadCanvas, skull: Skull, tissue: Tissue) -> None:
     key = body.key("fat")
     own, fat = 15 + 10 * float(key("skin").normal()), -103 + 5 * float(key.normal().clip(-2, 2))
     grain = sample(key("grain"), there.x, there.y, there.z, blob_mm=22)
-    parted = sheets(key("sheets"), there.x, there.y, 0.35 * there.z, apart_mm=24)
+    parted = np.zeros(patch.x.shape, dtype=np.float32)
+    near = muscle < 8
+    parted[near] = sheets(key("sheets"), there.x[near], there.y[near], 0.35 * there.z[near], apart_mm=24)
     fibres = tissue("muscle") + np.minimum(grain + 0.6, 0) * (20 + 100 * max(1.02 - body.subject.muscle, 0))
     layer = np.maximum(muscle, skin + _SKIN_MM)
-    air = np.flatnonzero(skin.min(axis=(1, 2)) < 8)
-    if air.size == 0:
-        return
     for slab, planes in patch.slabs():
         outer = slab.fine(skin[planes])
-        # What the trunk had painted outside the common surface stays.
         canvas.paint(slab.box, outer, own, "skin")
         canvas.paint(
             slab.box, outer + np.float32(_SKIN_MM), fat + np.float32(9) * slab.fine(grain[planes]), "subcutaneous_fat"
@@ -155,7 +153,7 @@ def _paint_glands(canvas: Canvas, skull: Skull, tissue: Tissue) -> None:
                 [c + r + 4 for c, r in zip(place, radii, strict=True)],
             )
             if patch is not None:
-                d = ellipsoid(patch, place, radii) + skull.body.lumps(f"face {centre[0]}", patch, 1.2, 22)
+                d = ellipsoid(patch, place, radii) + skull.waves(f"face {centre[0]}", patch, 1.2, 22)
                 canvas.paint(patch.box, patch.fine(d), hu, None, over=("muscle",))
 
 
@@ -163,7 +161,7 @@ def _paint_orbits(canvas: Canvas, skull: Skull) -> None:
     """Walls, fat, four straight muscles, globe with lens, optic nerve."""
     key, years = skull.key("orbit"), skull.body.subject.age_years
     size = (12.05 + skull.whim("eye", 0.2)) * float(np.interp(years, (0, 3, 12), (0.86, 0.95, 1.0)))
-    size /= float(np.cbrt(np.prod(canvas.space.pose.factors)))  # type: ignore[attr-defined]  # eyes vary less than heads
+    size /= float(np.cbrt(np.prod(head_size(skull.body.subject))))  # eyes vary less than heads
     turn = float(key("gaze").normal().clip(-2, 2)) * 9
     for side, name in ((-1, "left"), (1, "right")):
         x = side * (31.0 + skull.whim("apart", 0.8))
@@ -225,7 +223,6 @@ def _paint_airway(canvas: Canvas, skull: Skull) -> None:
     patch = canvas.space.patch((-20, 36, -12), (20, 122, 46))
     if patch is not None:
         x, y, z = patch.x, patch.y, patch.z
-        half = both(patch)
         wide = np.interp(z, (-4, 4, 18, 30, 40), (12.5, 13.5, 11, 5, 1.5))
         cave = np.maximum(
             np.abs(x) - wide,
@@ -251,7 +248,6 @@ def _paint_airway(canvas: Canvas, skull: Skull) -> None:
                 -985,
                 "upper_airway",
             )
-        del half
 
 
 def _paint_veins(canvas: Canvas, skull: Skull, tissue: Tissue) -> None:
@@ -284,10 +280,7 @@ def _paint_veins(canvas: Canvas, skull: Skull, tissue: Tissue) -> None:
 
 def _along_table(skull: Skull, side: int, torcula: np.ndarray) -> np.ndarray:
     """The transverse and sigmoid sinus: a chain of points just under the inner table."""
-    angle = np.radians(np.linspace(262, 208, 9))
     r = np.arange(30.0, 100.0, 0.5)
-    x = -np.cos(angle - np.pi / 2)[:, None] * 0
-    del x
     # Horizontal rays from a point in the posterior fossa, at the tentorium's height.
     turn = np.radians(np.linspace(4, 78, 9))[:, None]
     z = np.linspace(float(torcula[2]) - 1, 30, 9)[:, None] + 0 * r
@@ -371,6 +364,3 @@ def _paint_arteries(canvas: Canvas, skull: Skull, tissue: Tissue) -> None:
         smooth_tube(canvas, foot, hu, None, (*soft, "muscle", "spinal_cord"))
     smooth_tube(canvas, [(0, 1.5, 11, 1.7), (0.6, 5, 22, 1.6), (0, 9, 32, 1.6), (0, 12, 40, 1.5)], hu, None, soft)
     smooth_tube(canvas, [(-1.8, 37, 52, 0.8), (1.8, 37, 52, 0.8)], hu, None, soft)
-
-
-__all__ = ["paint_head", "smooth_path"]

@@ -146,8 +146,8 @@ def _paint_compartments(canvas: Canvas, body: Body, tissue: Tissue) -> None:
         zone = slab.fine(z[planes])
         fat = np.where((zone > -600) & (zone < -440), near, 9).astype(np.float32)
         canvas.paint(slab.box, fat, -95, None, over=("muscle",))
-        for name, d in parts:
-            canvas.paint(slab.box, d - np.float32(0.9), -85, None, over=("muscle",))
+        for _, d in parts:
+            canvas.paint(slab.box, np.maximum(d - np.float32(0.9), zone + 199), -85, None, over=("muscle",))
         for name, d in parts:
             canvas.paint(slab.box, d + np.float32(0.5), hu, name, over=("muscle",))
         canvas.paint(slab.box, slab.fine(achilles[planes]), 95, None, over=("muscle", "calf", "subcutaneous_fat"))
@@ -237,6 +237,7 @@ def _paint_femur(canvas: Canvas, body: Body, s: int, name: str, old: float) -> N
     if found is not None:
         box, d = found
         whole = Patch(box, *space.coordinates(box), (1, 1, 1))
+        d = np.maximum(d, whole.z + 218)  # above it is the torso's
         spongy = np.clip((-430 - whole.z) / 40, 0, 1).astype(np.float32)
         spongy = np.maximum(spongy, np.clip((whole.z + 262) / 30, 0, 1))
         cortex = (np.interp(whole.z, (-500, -450, -380, -300, -230), (1.6, 3.4, 6.4, 6.4, 4.2)) * old).astype(

@@ -78,7 +78,7 @@ def _paint_muscles(canvas: Canvas, skull: Skull, tissue: Tissue) -> None:
     out = parts[0]
     for part in parts[1:]:
         out = smooth_min(out, part, 2)
-    out = np.maximum(out + skull.body.lumps("neck fat", patch, 0.7, 30), ends)
+    out = np.maximum(out + skull.waves("neck fat", patch, 0.7, 30), ends)
     canvas.paint(patch.box, patch.fine(out), -92, None, over=("muscle",))
 
 
@@ -123,7 +123,6 @@ def _paint_vertebrae(canvas: Canvas, skull: Skull) -> None:
     dens = np.maximum(np.hypot(ax, y - 0.3) - 5.0 + 0.1 * np.abs(z + 20), np.abs(z + 24) - 15)
     shoulder = np.maximum(np.hypot((ax - 14) / 9, (y + 5) / 8) * 8 - 8, np.abs(z + 33 + 0.3 * (ax - 14)) - 5)
     bone = np.minimum(np.maximum(parts, outside), np.minimum(dens, shoulder))
-    bone = np.maximum(bone, 0.6 - np.where(z > -50, 99, ring + 2.0) * 0 - 9)
     share = canvas.share(bone)
     under = canvas.hu[patch.box]
     under += share * (0.62 * bone_field(skull, bone, grain, table_mm=0.9) + 60 - under)
@@ -232,7 +231,7 @@ def _paint_larynx(canvas: Canvas, skull: Skull, tissue: Tissue) -> None:
     half = both(own)
     soft = ("muscle", "subcutaneous_fat")
     gland = smooth_min(ellipsoid(half, (14.5, 21, -104), (7.5, 9, 20)), ellipsoid(own, (0, 31, -108), (9, 3.2, 7)), 4)
-    gland = gland + body.lumps("thyroid", patch, 0.8, 20)
+    gland = gland + skull.waves("thyroid", patch, 0.8, 20)
     iodine = 100 + 12 * skull.whim("iodine", 1) + 0.45 * max(tissue("artery") - 42, 0) ** 0.92
     canvas.paint(
         patch.box,

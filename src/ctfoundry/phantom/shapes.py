@@ -153,7 +153,7 @@ def ellipsoid(
     return np.asarray(np.where(k > 0.3, r - r / np.maximum(k, 0.3), (k - 1) * min(radii)))
 
 
-def smooth_min(a: np.ndarray, b: np.ndarray, blend: float) -> np.ndarray:
+def smooth_min(a: np.ndarray, b: np.ndarray, blend: float | np.ndarray) -> np.ndarray:
     """Union of two shapes with a fillet of about `blend` millimetres (polynomial smooth minimum, Quilez)."""
     h = np.clip(0.5 + 0.5 * (b - a) / blend, 0, 1)
     return np.asarray(b + (a - b) * h - blend * h * (1 - h))

@@ -9,7 +9,7 @@ degrees, sella to nasion 70 mm, nasion to menton 118 mm) for the base and the fa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ import numpy as np
 from ctfoundry.keys import Key
 from ctfoundry.phantom.anatomy import Body
 from ctfoundry.phantom.canvas import Canvas
+from ctfoundry.phantom.folds import waves
 from ctfoundry.phantom.growth import bone_hu
 from ctfoundry.phantom.shapes import ellipsoid, smooth_min, smooth_path, tube
 from ctfoundry.phantom.space import Patch, rotation
@@ -62,6 +63,33 @@ class Skull:
     """One patient's skull, in head millimetres."""
 
     body: Body
+    _done: dict[int, tuple[Patch, np.ndarray, np.ndarray, np.ndarray]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def _walls(self, patch: Patch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`vault`, `thickness` and `floor` of a patch, kept because every painter asks for them again."""
+        known = self._done.get(id(patch))
+        if known is None:
+            if len(self._done) > 3:
+                self._done.clear()
+            vault, thick, floor = (
+                w.astype(np.float32) for w in (self._vault(patch), self._thickness(patch), self._floor(patch))
+            )
+            known = self._done[id(patch)] = (patch, vault, thick, floor)
+        return known[1:]
+
+    def vault(self, patch: Patch) -> np.ndarray:
+        """Distance to the outer table, as if the vault were closed below too."""
+        return self._walls(patch)[0]
+
+    def thickness(self, patch: Patch) -> np.ndarray:
+        """Thickness of the vault: thin temples, a thick ridge at the occiput, the rest uneven."""
+        return self._walls(patch)[1]
+
+    def floor(self, patch: Patch) -> np.ndarray:
+        """Height of the cavity's floor: three fossae, each lower than the one in front, parted by their ridges."""
+        return self._walls(patch)[2]
 
     @cached_property
     def key(self) -> Key:
@@ -72,17 +100,20 @@ class Skull:
         """A normal number of this patient with deviation `spread`, cut at two deviations."""
         return spread * float(self.key(name).normal().clip(-2, 2)) * self.body.subject.variety
 
+    def waves(self, name: str, patch: Patch, amplitude: float, size_mm: float) -> np.ndarray:
+        """A slow random field of this patient (`folds.waves`)."""
+        return waves(self.key(name, "waves"), patch, amplitude * self.body.subject.variety, size_mm)
+
     @cached_property
     def wall_mm(self) -> float:
         """Mean thickness of the vault."""
         grown = float(np.interp(self.body.subject.age_years, (0, 2, 8, 18), (0.35, 0.5, 0.75, 1.0)))
         return 5.8 * float(np.exp(self.whim("wall", 0.13))) * grown
 
-    def vault(self, patch: Patch) -> np.ndarray:
-        """Distance to the outer table, as if the vault were closed below too."""
+    def _vault(self, patch: Patch) -> np.ndarray:
         y, z = patch.y - MIDDLE[1], patch.z - MIDDLE[2]
         narrow = 1 - 0.13 * np.clip((patch.y + 25) / 115, 0, 1) ** 1.5 - 0.05 * np.clip((-patch.y - 30) / 60, 0, 1)
-        tall = np.where(z > 0, _HALF[2] * (1 - 0.05 * np.clip(patch.y / 90, 0, 1)), _HALF[3])
+        tall = np.where(z > 0, _HALF[2] * (1 - 0.05 * np.clip(patch.y / 90, 0, 1)), np.float32(_HALF[3]))
         u = np.abs(patch.x / (_HALF[0] * narrow)) ** _POWER + np.abs(y / _HALF[1]) ** _POWER
         k = (u + np.abs(z / tall) ** _POWER) ** (1 / _POWER)
         r = np.sqrt(patch.x**2 + y**2 + z**2)
@@ -91,17 +122,16 @@ class Skull:
         lean = self.whim("lean", 0.012) * patch.x * y / 80 + self.whim("brow", 1.6) * np.exp(
             -(((patch.y - 85) / 30) ** 2) - (((patch.z - 95) / 25) ** 2)
         )
-        return np.asarray(d + lean + self.body.lumps("vault", patch, 0.8, 110))
+        return np.asarray(d + lean + self.waves("vault", patch, 0.8, 110))
 
-    def thickness(self, patch: Patch) -> np.ndarray:
-        """Thickness of the vault: thin temples, a thick ridge at the occiput, the rest uneven."""
+    def _thickness(self, patch: Patch) -> np.ndarray:
         x = np.abs(patch.x)
         temple = step(x - 48, 5) * np.exp(-(((patch.z - 30) / 24) ** 2) - ((patch.y - 20) / 38) ** 2)
         occiput = np.exp(-(((patch.y + 80) / 20) ** 2) - (((patch.z - 28) / 18) ** 2)) * (
             0.3 + 0.7 * np.exp(-((patch.x / 18) ** 2))
         )
         brow = np.exp(-(((patch.y - 92) / 14) ** 2) - ((patch.z - 56) / 14) ** 2)
-        uneven = 1 + self.body.lumps("skull", patch, 0.09, 60)
+        uneven = 1 + self.waves("skull", patch, 0.09, 60)
         share = (
             1
             - 0.5 * temple
@@ -111,8 +141,7 @@ class Skull:
         )
         return np.asarray(np.maximum(self.wall_mm * share * uneven, 1.2))
 
-    def floor(self, patch: Patch) -> np.ndarray:
-        """Height of the cavity's floor: three fossae, each lower than the one in front, parted by their ridges."""
+    def _floor(self, patch: Patch) -> np.ndarray:
         x, y = np.abs(patch.x), patch.y
         front = 47 + 6 * np.exp(-(((x - 31) / 15) ** 2)) - 5 * np.exp(-((x / 8) ** 2)) + 0.08 * (y - 60)
         middle = 20 + 0.006 * (x - 38) ** 2
@@ -317,7 +346,7 @@ def paint_sinuses(canvas: Canvas, skull: Skull) -> None:
     patch = canvas.space.patch((-50, 24, -20), (50, 102, 86))
     if patch is None:
         return
-    soft, x, z = skull.body.lumps("sinus", patch, 1.6, 22), patch.x, patch.z
+    soft, x, z = skull.waves("sinus", patch, 1.6, 22), patch.x, patch.z
     sphenoid = ellipsoid(patch, (skull.whim("sphenoid", 2), 38, 29), np.array([13, 12, 8.5]) * grown) + soft
     sphenoid = np.maximum(sphenoid, 0.6 - np.abs(x - skull.whim("septum", 4)))
     sphenoid = np.maximum(sphenoid, skull.cavity(patch) * -1 + 2.0)

@@ -228,16 +228,19 @@ def draw(
     """A random patient in a random scan.
 
     `view` fixes which part of the body is scanned (its ends still vary): one of the torso (without it, one of the five is
-    drawn), "head", "head-neck", "thigh", "knee", "lower-leg", or "any" of all ten (`views.ANY_ODDS`). `voxel_mm` fixes
-    pixel, slice distance and thickness. Otherwise pixels of 1.3 to 3 mm and slices of 1.5 to 6 mm are drawn: coarser than a scanner's, so that a
-    phantom takes a second; give `Acquisition` a matrix of 512 for the real size.
+    drawn), "head", "head-neck", "thigh", "knee", "lower-leg", or "any" of all ten (`views.ANY_ODDS`); with these six,
+    adults are 18 to 92 years old. `voxel_mm` fixes pixel, slice distance and thickness. Otherwise pixels of 1.3 to 3 mm
+    (heads 1 mm) and slices of 1.5 to 6 mm are drawn: coarser than a scanner's, so that a phantom takes a second; give
+    `Acquisition` a matrix of 512 for the real size.
 
     `child` draws a patient of 1 to 16 years instead of an adult of the documented cohort.
 
-    With `lesions` the patient has wear, lesions and devices where the scan is meant to show them (`disease.draw_lesions`, with its
-    `odds`; `devices.draw_devices`). Body and scan are the same as without.
+    With `lesions` the patient has an age, wear, lesions and devices where the scan is meant to show them (`disease.draw_lesions`,
+    with its `odds`; `devices.draw_devices`). Build and scan are the same as without.
     """
     subject = draw_subject(key("subject"), child=child)
+    if view is not None and view not in _VIEWS and not child:
+        subject = replace(subject, age_years=_round(float(key("years").uniform(18, 92))))  # brains show their age
     spec = Spec(subject, draw_acquisition(key("acquisition"), subject, view=view, voxel_mm=voxel_mm))
     if not lesions:
         return spec
