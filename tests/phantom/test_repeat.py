@@ -237,3 +237,20 @@ def test_what_cannot_be_matched_is_refused() -> None:
     with pytest.raises(UsageError, match="doublings"):
         again(sick, KEY(1), days=10000, doubling_days={0: 1.0})
     assert points(spec, sick, np.zeros((1, 3))).shape == (1, 3)  # lesions do not make another patient
+
+
+@pytest.mark.parametrize(
+    ("kind", "site", "size", "ends"),
+    [("renal_cyst", "kidney_left", 36.0, (60, 230)), ("soft_tissue_mass", "gluteus_maximus_left", 50.0, (-195, 30))],
+)
+def test_a_lesion_goes_with_its_organ_and_doubles(kind: str, site: str, size: float, ends: tuple[int, int]) -> None:
+    subject = Subject(4, lesions=(Lesion(kind, 5, site, size),))
+    scan = Acquisition(1, z_range=ends, spacing_mm=3, thickness_mm=3, matrix=130, field_mm=390, breath_mm=-5)
+    first = Spec(subject, scan)
+    second = again(first, KEY("lesion"), changes=["pose", "breath"], days=200, doubling_days={0: 200.0})
+    a, b = make(first), make(second)
+    here, there = (np.argwhere(p.lesions.voxels == 1) for p in (a, b))
+    assert len(here) > 500
+    assert len(there) / len(here) == pytest.approx(2, rel=0.1)
+    moved = points(first, second, a.ct.world(here)).mean(axis=0)
+    np.testing.assert_allclose(moved, b.ct.world(there).mean(axis=0), atol=1.5)
