@@ -9,7 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ctfoundry.errors import ReadError, UsageError
-from ctfoundry.io import archives, dicom_header, dicom_series, dicomdir, kinds, metaimage, names, nifti, nrrd, raw
+from ctfoundry.io import (
+    archives,
+    dicom_header,
+    dicom_series,
+    dicomdir,
+    drawn,
+    kinds,
+    metaimage,
+    names,
+    nifti,
+    nrrd,
+    raw,
+)
 from ctfoundry.io.raw import Declared, Format
 from ctfoundry.io.stream import CAP, start_of
 from ctfoundry.volume import Kind, Volume
@@ -92,8 +104,9 @@ def read(
     Parameters
     ----------
     path : a NIfTI, NRRD, MHA or MHD file; a folder with one DICOM CT series in any mix of other files; `FOLDER#UID` for
-        one of several series; the only DICOM slice of its series (a volume of depth 1, as thick as its slice thickness); or a
-        zip archive or DICOMDIR with one of these, else `ARCHIVE#UID` or `ARCHIVE#FILE`.
+        one of several series; the only DICOM slice of its series (a volume of depth 1, as thick as its slice thickness); a
+        DICOM SEG (its labels, on the grid that its frames imply); or a zip archive or DICOMDIR with one of these, else
+        `ARCHIVE#UID` or `ARCHIVE#FILE`.
     kind : what the numbers are, where the caller knows better than the rule in `kinds`; `"hu"` takes for HU what does not look
         it, and `Volume.notes` says so. A label map is never read as HU.
     cap : most bytes of decoded voxels; compared with the header before anything is allocated.
@@ -121,6 +134,8 @@ def read(
             if knows(start):
                 return reader(place, name, kind=kind, cap=cap, threads=threads, allow_gaps=allow_gaps)
         found = format_of(place, start)
+        if found == "dicom" and drawn.is_drawn(place, start):
+            return drawn.read_file(place, kind=kind, cap=cap)
         if found == "dicom":
             return dicom_series.read_file(place, start, kind=kind, cap=cap, threads=threads, allow_gaps=allow_gaps)
         if found is None:
