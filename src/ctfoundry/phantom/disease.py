@@ -48,13 +48,13 @@ SIZES: dict[LesionKind, Sizes] = {
     "lung_nodule": Sizes(8, 0.5, 3, 30, 0.35, 5),
     "liver_lesion": Sizes(18, 0.55, 6, 60, 0.4, 5),
     "renal_cyst": Sizes(18, 0.6, 5, 80, 0.3, 3),
-    "pleural_effusion": Sizes(14, 0.6, 4, 60, 0.35, 2),
-    "pneumothorax": Sizes(11, 0.6, 4, 50),
+    "pleural_effusion": Sizes(10, 0.65, 4, 60, 0.3, 2),
+    "pneumothorax": Sizes(7.5, 0.6, 4, 50),
     "aortic_aneurysm": Sizes(45, 0.2, 35, 80),
     "fracture": Sizes(16, 0.25, 10, 30, 0.35, 3),
-    "epidural_haemorrhage": Sizes(12, 0.4, 3, 25),
-    "subdural_haemorrhage": Sizes(9, 0.45, 3, 25, 0.15, 2),
-    "parenchymal_haemorrhage": Sizes(30, 0.4, 16, 64, 0.1, 2),
+    "epidural_haemorrhage": Sizes(8, 0.5, 3, 25),
+    "subdural_haemorrhage": Sizes(6, 0.5, 3, 25, 0.15, 2),
+    "parenchymal_haemorrhage": Sizes(25, 0.4, 16, 64, 0.1, 2),
     "soft_tissue_mass": Sizes(40, 0.5, 10, 120),
 }
 """Longest diameter; greatest thickness of collections; an aneurysm's diameter across the aorta; the length of a fracture's zone."""
@@ -78,8 +78,8 @@ CHOICES: dict[LesionKind, dict[str, tuple[tuple[str, float], ...]]] = {
         "thrombus": (("yes", 0.65), ("no", 0.35)),
     },
     "fracture": {"stage": (("acute", 0.65), ("healing", 0.35))},
-    "epidural_haemorrhage": {"stage": (("acute", 0.9), ("subacute", 0.1))},
-    "subdural_haemorrhage": {"stage": (("acute", 0.5), ("subacute", 0.25), ("chronic", 0.25))},
+    "epidural_haemorrhage": {"stage": (("acute", 0.8), ("subacute", 0.2))},
+    "subdural_haemorrhage": {"stage": (("acute", 0.4), ("subacute", 0.3), ("chronic", 0.3))},
     "parenchymal_haemorrhage": {
         "stage": (("acute", 0.7), ("subacute", 0.2), ("chronic", 0.1)),
         "oedema": (("yes", 0.7), ("no", 0.3)),
@@ -184,7 +184,8 @@ def draw_lesions(
 
 
 def afflicted(key: Key, spec: Spec, *, odds: Mapping[LesionKind, float] | None = None) -> Spec:
-    """A spec with lesions (`draw_lesions`), devices (`devices.draw_devices`) and wear (uniform in 0..1) of a random patient."""
+    """A spec with lesions (`draw_lesions`), devices (`devices.draw_devices`) wear (0..1) and age (20 to 90 years, both
+    uniform) of a random adult."""
     from ctfoundry.phantom.devices import draw_devices  # it knows how bodies are painted
 
     subject, scan = spec.subject, spec.acquisition
@@ -192,6 +193,7 @@ def afflicted(key: Key, spec: Spec, *, odds: Mapping[LesionKind, float] | None =
         spec,
         subject=replace(
             subject,
+            age_years=round(float(key("age").uniform(20, 90)), 1),
             wear=round(float(key("wear").uniform()), 3),
             lesions=draw_lesions(key("lesions"), subject, scan, odds=odds),
             devices=draw_devices(key("devices"), scan),

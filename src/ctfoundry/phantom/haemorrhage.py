@@ -81,7 +81,7 @@ def _paint_layer(canvas: Canvas, skull: Skull, lesion: Lesion, mark: int, patch:
     else:
         # Elongated from front to back; not across the falx, not under the tentorium.
         oval = np.sqrt(np.maximum(aside**2 - (u[1] * 0.62) ** 2, 0))
-        reach = 46 + 1.2 * size
+        reach = 36 + 2.0 * size
         thick = size * np.clip(1 - (oval / reach) ** 3, 0, 1) * np.clip((patch.z - 36) / 18, 0, 1)
         thick = thick * np.clip((side * patch.x - 1.5) / 6, 0, 1)
     thick = thick * (along > -55)  # this side's wall only

@@ -18,6 +18,7 @@ from ctfoundry.phantom.texture import sample
 from ctfoundry.phantom.thorax import LUNGS
 from ctfoundry.phantom.tissue import Tissue
 from ctfoundry.phantom.wall import CHEST_WALL_MM
+from ctfoundry.phantom.wear import enclosed_air
 
 if TYPE_CHECKING:
     from jaxtyping import Float32
@@ -76,7 +77,7 @@ def paint_effusion(canvas: Canvas, body: Body, tissue: Tissue, lesion: Lesion, m
     airless = (34.0, 60.0, 78.0, 66.0)[tissue.phase]
     canvas.blend(patch.box, squeezed * 0.95, airless, over=layer.lungs)
     dense = attribute(lesion, "attenuation") == "dense"
-    fluid = float(key("fluid").uniform(24, 46) if dense else key("fluid").uniform(0, 20)) + 3 * patch.fine(grain)
+    fluid = float(key("fluid").uniform(22, 48) if dense else key("fluid").uniform(-3, 24)) + 3 * patch.fine(grain)
     canvas.paint(patch.box, distance, fluid, "pleural_effusion", over=layer.lungs, mark=mark)
 
 
@@ -98,5 +99,5 @@ def paint_pneumothorax(canvas: Canvas, body: Body, lesion: Lesion, mark: int) ->
     dense = (before + 1000) * np.float32(1 + 0.022 * size) - 1000
     np.copyto(before, np.minimum(dense, 60), where=lung & (before < 0))
     line = canvas.share(np.abs(distance - np.float32(0.5)) - np.float32(0.5))
-    canvas.paint(patch.box, distance, -998, "pneumothorax", over=layer.lungs, mark=mark)
+    canvas.paint(patch.box, distance, enclosed_air(body), "pneumothorax", over=layer.lungs, mark=mark)
     canvas.blend(patch.box, line * np.float32(0.8) * (distance > -0.5), -50.0, over=layer.lungs)

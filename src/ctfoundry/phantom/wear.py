@@ -13,6 +13,7 @@ import numpy as np
 from ctfoundry.keys import Key
 from ctfoundry.phantom.anatomy import Body
 from ctfoundry.phantom.canvas import Canvas
+from ctfoundry.phantom.frame import HeadCanvas
 from ctfoundry.phantom.names import GROUPS, IDS
 from ctfoundry.phantom.texture import sample
 from ctfoundry.phantom.thorax import LUNGS
@@ -25,14 +26,16 @@ if TYPE_CHECKING:
     Field = Float32[np.ndarray, "d h w"]
 
 ODDS = {
-    "emphysema": 0.45,
-    "bullae": 0.35,
-    "dependent": 0.7,
-    "consolidation": 0.35,
+    "emphysema": 0.6,
+    "bullae": 0.6,
+    "dependent": 0.9,
+    "consolidation": 0.6,
     "ground-glass": 0.25,
-    "oedema": 0.35,
+    "oedema": 0.6,
     "plaques": 0.6,
     "granulomas": 0.4,
+    "bruise": 0.8,
+    "softening": 0.5,
 }
 """How many patients with ``wear = 1`` have each; with less wear as many fewer."""
 _BONES = (*GROUPS["vertebrae"], *GROUPS["ribs"], *GROUPS["pelvis"], "femur_left", "femur_right", "sternum")
@@ -52,7 +55,14 @@ def paint_wear(canvas: Canvas, body: Body, tissue: Tissue) -> None:
         _wear_fat(canvas, key)
     if has["plaques"]:
         _wear_vessels(canvas, key)
+    if has["bruise"] or has["softening"]:
+        _wear_head(canvas, body, key, has)
     _wear_bones(canvas, key, wear)
+
+
+def enclosed_air(body: Body) -> float:
+    """HU of air within a chest: scatter and hardening lift it above -1000, by scan."""
+    return -976 + 11 * float(body.key("wear", "air", body.acquisition.seed).normal().clip(-2, 2))
 
 
 def _strength(key: Key, low: float, high: float) -> float:
@@ -66,6 +76,7 @@ def _wear_lung(canvas: Canvas, body: Body, tissue: Tissue, key: Key, has: dict[s
     lobes = tuple(lobe for lobe in LUNGS if lobe.endswith("left" if side < 0 else "right"))
     depth = -(body.cage(patch)[0] + CHEST_WALL_MM)  # under the costal pleura
     under = canvas.hu[patch.box]
+    air = enclosed_air(body)
 
     def texture(name: str, blob_mm: float) -> np.ndarray:
         return sample(key(name, side), patch.x, patch.y, patch.z, blob_mm=blob_mm)
@@ -73,25 +84,25 @@ def _wear_lung(canvas: Canvas, body: Body, tissue: Tissue, key: Key, has: dict[s
     if has["emphysema"]:  # more in the upper lobes; vessels stay
         upper = _strength(key("emphysema"), -0.9, 0.5) + 0.006 * (patch.z - 340)
         holes = patch.fine(np.clip(1.3 * (texture("emphysema", 17) + upper), 0, 1))
-        canvas.blend(patch.box, holes * np.float32(0.85) * (under < -650), -988.0, over=lobes)
+        canvas.blend(patch.box, holes * np.float32(0.85) * (under < -650), air - 4, over=lobes)
     if has["bullae"]:
-        apical = _strength(key("bullae", side), -0.5, 1.1) + np.clip((patch.z - 400) / 60, -1.5, 0.8)
-        rind = np.clip((24 - depth) / 6, 0, 1)
+        apical = _strength(key("bullae", side), -0.6, 1.9) + np.clip((patch.z - 400) / 60, -1.5, 0.8)
+        rind = np.clip((34 - depth) / 8, 0, 1)
         bubbles = patch.fine(np.clip(2.5 * (texture("bullae", 42) + apical - 1.1), 0, 1) * rind)
-        canvas.blend(patch.box, bubbles, -998.0, over=lobes)
+        canvas.blend(patch.box, bubbles, air, over=lobes)
     airless = (36.0, 55.0, 68.0, 60.0)[tissue.phase]
     if has["ground-glass"]:
         amount = _strength(key("ground-glass"), 0.4, 1.6)
         haze = patch.fine(np.clip(1.2 * (texture("ground-glass", 38) - amount), 0, 1))
         canvas.blend(patch.box, haze * np.float32(0.7) * (under < -400), -520.0, over=lobes)
     if has["dependent"]:  # airless lung along the back
-        reach = _strength(key("dependent", side), 2, 13)
+        reach = _strength(key("dependent", side), 3, 24)
         back = np.clip((-patch.y - 18) / 30, 0, 1) * np.clip((370 - patch.z) / 60, 0, 1)
         dense = patch.fine(np.clip((reach * back * (1 + 0.35 * texture("dependent", 30)) - depth) / 3, 0, 1))
-        value = float(key("dependent", "hu").uniform(-120, airless))
+        value = float(key("dependent", "hu").uniform(-60, airless))
         canvas.blend(patch.box, dense * np.float32(0.9), value, over=lobes)
     if has["consolidation"] and float(key("consolidation", side).uniform()) < 0.6:
-        lower = _strength(key("consolidation", side), 0.7, 1.7) + np.clip((patch.z - 290) / 120, 0, 1.5)
+        lower = _strength(key("consolidation", side), 0.2, 1.6) + np.clip((patch.z - 290) / 120, 0, 1.5)
         filled = patch.fine(np.clip(2.2 * (texture("consolidation", 62) - lower), 0, 1))
         value = float(key("consolidation", "hu").uniform(5, airless))
         canvas.blend(patch.box, filled * np.float32(0.95), value, over=lobes)
@@ -129,6 +140,25 @@ def _wear_vessels(canvas: Canvas, key: Key) -> None:
     plaque = np.clip(2 * (sample(key("plaques"), x, y, z, blob_mm=11) - amount), 0, 1) * wall
     share = min(1.6 / canvas.space.voxel_mm, 1.0)
     canvas.blend(box, (plaque * np.float32(share)).astype(np.float32), 700.0, over=_VESSELS)
+
+
+def _wear_head(canvas: Canvas, body: Body, key: Key, has: dict[str, bool]) -> None:
+    """Blood in the scalp, as after a fall without injury of the brain, and old softened brain."""
+    head = HeadCanvas.of(canvas, body)
+    patch = None if head is None else head.canvas.space.patch((-105, -125, -10), (105, 125, 165))
+    if head is None or patch is None:
+        return
+    if has["bruise"]:
+        amount = _strength(key("bruise"), 0.2, 1.2)
+        swollen = np.clip(2 * (sample(key("bruise"), patch.x, patch.y, patch.z, blob_mm=75) - amount), 0, 1)
+        value = float(key("bruise", "hu").uniform(38, 72))
+        soft = ("subcutaneous_fat", "muscle", "skin")
+        head.canvas.blend(patch.box, patch.fine(swollen) * np.float32(0.95), value, over=soft)
+    if has["softening"]:
+        amount = _strength(key("softening"), 0.9, 1.9)
+        soft_brain = np.clip(2 * (sample(key("softening"), patch.x, patch.y, patch.z, blob_mm=34) - amount), 0, 1)
+        value = float(key("softening", "hu").uniform(10, 24))
+        head.canvas.blend(patch.box, patch.fine(soft_brain) * np.float32(0.9), value, over=("brain",))
 
 
 def _wear_bones(canvas: Canvas, key: Key, wear: float) -> None:
