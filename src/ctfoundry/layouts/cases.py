@@ -101,6 +101,11 @@ class Case:
         """ "F" or "M"."""
         return self.phantom.spec.subject.sex[0].upper()
 
+    @property
+    def age(self) -> int:
+        """Whole years."""
+        return round(self.phantom.spec.subject.age_years)
+
     def kinds(self) -> frozenset[LesionKind]:
         """Kinds of lesions that the scan shows."""
         return frozenset(finding.kind for finding in self.findings)

@@ -54,7 +54,7 @@ def total_case(root: Path, case: Case) -> Row:
     study = "ct " + "-".join(sorted(regions.get(part, part) for part in case.facts.parts))
     return dict.fromkeys(META, "") | {
         "image_id": name,
-        "age": 50,
+        "age": case.age,
         "gender": case.sex.lower(),
         "institute": "P",
         "study_type": study,

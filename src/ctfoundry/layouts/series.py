@@ -56,7 +56,7 @@ def write_ct(
 
     def change(data: Dataset, index: int) -> None:
         data.PatientID = data.PatientName = who
-        data.PatientSex, data.PatientPosition = case.sex, "HFS"
+        data.PatientSex, data.PatientAge, data.PatientPosition = case.sex, f"{case.age:03d}Y", "HFS"
         data.StudyInstanceUID, data.SeriesInstanceUID = uid("study", who, study), series
         data.FrameOfReferenceUID = uid("frame", who, study, case.scan)
         data.SOPInstanceUID = uid("slice", series, index)

@@ -78,7 +78,7 @@ def entry_of(case: Case) -> Entry:
     subject, scan = made.spec.subject, made.spec.acquisition
     d, h, w = made.ct.shape
     facts = (
-        ("patient", f"{subject.sex}, {_age(subject)}{subject.fat_mm:.0f} mm subcutaneous fat"),
+        ("patient", f"{subject.sex}, {subject.age_years:.0f} years, {subject.fat_mm:.0f} mm subcutaneous fat"),
         ("scan", f"{', '.join(case.facts.parts)}; {_phase(scan.phase)}"),
         ("grid", f"{d} x {h} x {w}, {scan.spacing_mm:g} x {scan.pixel_mm:.2g} mm, {scan.kernel} kernel"),
         ("lesions", ", ".join(f"{f.kind.replace('_', ' ')} {f.size_mm:.0f} mm" for f in case.findings) or "none"),
@@ -86,11 +86,6 @@ def entry_of(case: Case) -> Entry:
     window = "auto" if worst is None else _WINDOWS.get(worst.kind, "soft tissue")
     picture = outlined(made.ct, made.labels, made.lesions, where, window=window)
     return Entry(case.name, picture, facts, case.report.text)
-
-
-def _age(subject: object) -> str:
-    years = getattr(subject, "years", None)
-    return "" if years is None else f"{years:g} years, "
 
 
 def _phase(phase: str) -> str:

@@ -49,7 +49,7 @@ def ct_rate_case(root: Path, case: Case) -> Row:
         "split": split,
         "report": [name, "Not given.", case.report.technique, _findings(case), " ".join(case.report.impression)],
         "labels": [name, *(int(label in positive) for label in CT_RATE_LABELS)],
-        "metadata": [name, case.sex, "050Y", 0, 1, f"[{spacing[1]:g}, {spacing[2]:g}]", f"{spacing[0]:g}"],
+        "metadata": [name, case.sex, f"{case.age:03d}Y", 0, 1, f"[{spacing[1]:g}, {spacing[2]:g}]", f"{spacing[0]:g}"],
     }
 
 

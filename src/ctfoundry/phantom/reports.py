@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 LEAST_VOXELS = 20
 """Fewer voxels of a structure do not count as seeing it."""
+MOTION_MM = 3.0
+"""Movement from which a report mentions it."""
 STEATOSIS_HU = {"none": -10.0, "portal": -25.0}
 """Liver minus spleen at or below which a liver is called fatty, by phase: unenhanced at least 10 HU below the spleen, 25 HU
 in the portal venous phase (criteria in common use, after Boll et al., Radiology 2009, and Johnston et al., AJR 2008). In
@@ -44,6 +46,7 @@ class Facts:
     phase, kernel, thickness_mm : of the acquisition.
     liver_hu, spleen_hu : median HU, None where not in the scan.
     devices : implants that the scan shows.
+    motion : whether the patient moved or breathed enough to blur or step the slices.
     unsure : kinds with lesion voxels in the scan but no finding (too little of it): nothing is said about these.
     """
 
@@ -56,6 +59,7 @@ class Facts:
     liver_hu: float | None = None
     spleen_hu: float | None = None
     devices: tuple[Device, ...] = ()
+    motion: bool = False
     unsure: frozenset[LesionKind] = frozenset()
 
     @property
@@ -109,6 +113,7 @@ def facts(phantom: Phantom, findings: Sequence[Finding] = ()) -> Facts:
         liver_hu=_median(phantom, "liver"),
         spleen_hu=_median(phantom, "spleen"),
         devices=tuple(d for d in phantom.spec.subject.devices if {d.kind, d.site} <= present),
+        motion=max(scan.motion_mm, scan.breath_steps_mm) >= MOTION_MM,
         unsure=frozenset(spec[i].kind for i in marked if i < len(spec)) - seen,
     )
 
@@ -397,7 +402,10 @@ def _technique(key: Key, known: Facts) -> str:
         "mm": f"{known.thickness_mm:g}",
         "recon": pick(key("recon"), wording.RECON),
     }
-    return say(key, pick(key("frame"), wording.TECHNIQUE), values)
+    frame = pick(key("frame"), wording.TECHNIQUE)
+    if known.motion:
+        frame += f". {pick(key('motion'), wording.MOTION)}"
+    return say(key, frame, values)
 
 
 def _impression(key: Key, known: Facts, findings: Sequence[Finding], before: Mapping[int, Finding] | None) -> list[str]:
@@ -420,7 +428,8 @@ def _impression(key: Key, known: Facts, findings: Sequence[Finding], before: Map
             text = f"{len(members)} {wording.MANY[kind]}, {which}"
         if before is not None:
             text += f"; {_change(here('change'), first, before)}"
-        hedge = pick(here("hedge"), PHRASES[kind].hedges)
+        old = first.attributes.get("stage") in ("chronic", "healing")
+        hedge = "" if old else pick(here("hedge"), PHRASES[kind].hedges)
         slots["noun"] = slots["noun"].removeprefix("an ").removeprefix("a ")
         items.append(say(here("words"), text + (f"; {hedge}" if hedge else ""), slots))
     if known.steatosis:

@@ -163,7 +163,7 @@ PHRASES: dict[LesionKind, Phrases] = {
         ("brain",),
         11,
         40,
-        ("", "acute", "neurosurgical opinion is advised"),
+        ("", "neurosurgical opinion is advised"),
     ),
     "subdural_haemorrhage": Phrases(
         "Brain",
@@ -534,6 +534,13 @@ RECON = (
     "Reconstructed with a {kernel} kernel at {mm} mm",
     "{mm} mm slices, {kernel} reconstruction kernel",
     "Images were reconstructed at {mm} mm with a {kernel} kernel",
+)
+
+MOTION = (
+    "Motion artefacts limit the assessment",
+    "Image quality is degraded by motion",
+    "The patient moved during the scan",
+    "Mild motion artefact",
 )
 
 STEATOSIS = (
