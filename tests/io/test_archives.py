@@ -144,6 +144,27 @@ def test_labels_in_archives_keep_their_names(tmp_path: Path) -> None:
     assert io.discover(path).found[0].is_label
 
 
+def test_what_was_drawn_on_a_zipped_series(tmp_path: Path) -> None:
+    write_series(
+        tmp_path / "s" / "ct", voxels(), AFFINE, change=lambda data, d: setattr(data, "FrameOfReferenceUID", f"{UID}.5")
+    )
+    labels = np.zeros((5, 6, 7), np.uint8)
+    labels[1:3, 2:4, 2:5] = 1
+    drawn = Volume(labels, AFFINE, "label", names={1: "liver"})
+    io.write_seg(drawn, tmp_path / "s" / "seg.dcm", tmp_path / "s" / "ct")
+    io.write_rtstruct(drawn, tmp_path / "s" / "rt.dcm", tmp_path / "s" / "ct")
+    path = zipped(tmp_path / "a.zip", tmp_path / "s")
+    np.testing.assert_array_equal(io.read(path).voxels, voxels())  # as of a folder: the image
+    found = {f.modality: f for f in io.discover(path).found}
+    assert set(found) == {"CT", "SEG", "RTSTRUCT"}
+    for modality in ("SEG", "RTSTRUCT"):
+        volume = found[modality].read()
+        assert (volume.kind, volume.names) == ("label", {1: "liver"})
+        np.testing.assert_array_equal(volume.voxels, labels)
+        assert volume.grid.same(found["CT"].grid)
+    np.testing.assert_array_equal(io.read(found["SEG"].name).voxels, labels)
+
+
 def test_errors_speak_of_the_archive(tmp_path: Path) -> None:
     write_series(tmp_path / "gap", voxels(), AFFINE)
     (tmp_path / "gap" / "0002.dcm").unlink()

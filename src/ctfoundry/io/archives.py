@@ -140,7 +140,8 @@ def _look(path: Path) -> _Seen:
 
 
 def _is_enough(target: Path, start: bytes) -> bool:
-    """Whether the first bytes of a DICOM file hold its whole header, and its pixels are plain; or it is no image."""
+    """Whether the first bytes of a DICOM file hold its whole header, and its pixels are plain; or it is of no interest."""
+    from ctfoundry.io import drawn
     from ctfoundry.io.dicom import CT_CLASS
     from ctfoundry.io.dicom_header import read_header
 
@@ -149,7 +150,7 @@ def _is_enough(target: Path, start: bytes) -> bool:
     except ReadError:
         return False
     if header.sop_class and not header.sop_class.startswith(CT_CLASS):
-        return True
+        return not drawn.is_drawn(target, start)  # those are read whole
     return header.plain and header.start == 0 and 0 < header.pixels <= len(start)
 
 
@@ -197,14 +198,15 @@ def read(
 
     Raises NotAScanError where there is none or more than one, with their names; else as `reading.read`.
     """
-    from ctfoundry.io import dicom_series
+    from ctfoundry.io import dicom_series, drawn
 
     seen = _look(path)
     found, lone = seen.discovery, seen.lone
     series = (name or "").partition("@")[0]
     items = [f for f in found.found if name is None or f.series == series or f.members == (name,)]
-    if (items and all(f.format == "dicom" for f in items)) or (not items and lone):
-        wanted = list(dict.fromkeys([n for f in items for n in f.members] or lone))
+    slices = [f for f in items if f.format == "dicom" and f.modality not in drawn.MODALITIES]
+    if (slices and all(f.format == "dicom" for f in items)) or (not items and lone):
+        wanted = list(dict.fromkeys([n for f in slices for n in f.members] or lone))
         with _private(path) as place:
             _unpacked(place, wanted, cap)
             table = {m.name: m for m in members(path)}
@@ -224,8 +226,7 @@ def read(
     if len(items) > 1:
         listed = "; ".join(f.name for f in items[:8]) + (f" and {len(items) - 8} more" if len(items) > 8 else "")
         raise NotAScanError(f"holds {len(items)} volumes: {listed}", where=path, do="name one of these")
-    with _private(path) as place:
-        return _read_file(place, _unpacked(place, items[0].members, cap)[0], kind, cap)
+    return read_found(items[0], kind=kind, cap=cap)
 
 
 def _read_file(place: _Place, path: Path, kind: Kind | None, cap: int) -> Volume:
