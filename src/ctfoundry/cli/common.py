@@ -34,6 +34,7 @@ VERBS = (
     "quickstart",
     "cohorts",
     "inspect",
+    "convert",
     "scans",
     "stores",
     "phantoms",

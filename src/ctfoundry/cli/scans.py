@@ -1,4 +1,4 @@
-"""Verbs about scans: convert, prepare."""
+"""The verb prepare: raw scans into a store."""
 
 from __future__ import annotations
 
@@ -8,19 +8,6 @@ from typing import Annotated
 import typer
 
 from ctfoundry.cli.common import finish, say, show, verb
-
-
-@verb()
-def convert(
-    scan: Annotated[str, typer.Argument(help="any readable scan")],
-    out: Annotated[Path, typer.Argument(help="target: .nii, .nii.gz, .nrrd or .mha")],
-) -> None:
-    """One scan to another format; geometry and HU are kept."""
-    from ctfoundry import io
-
-    volume = io.read(scan)
-    io.write(volume, out)
-    show({"volume": repr(volume), "out": str(out)}, lambda: print(f"{volume!r} -> {out}"))
 
 
 @verb()
