@@ -104,7 +104,7 @@ class Brain:
 
     def hull(self, patch: Patch, cavity: np.ndarray) -> np.ndarray:
         """Outer surface of the cerebral hemispheres, their fissures not yet cut."""
-        gap = 0.5 + 1.5 * self.loss
+        gap = 0.4 + 1.3 * self.loss
         out = np.maximum(cavity + gap, 0.7 + 0.6 * self.loss - self.below(patch))
         half = both(patch)
         star = np.minimum(
@@ -188,7 +188,7 @@ def _paint_hemispheres(canvas: Canvas, brain: Brain, patch: Patch, cavity: np.nd
     fold = [c * push + w for c, w in zip((dx, dy * 1.25, dz), warp, strict=True)]
     reach = sample(skull.key("reach"), patch.x, patch.y, patch.z, blob_mm=26)
     grey, white = _grey(brain, tissue)
-    wide = np.float32(0.02 + 0.7 * loss)
+    wide = np.float32(0.55 * loss)
     near = np.exp(-np.abs(atlas(patch).z - 14) / 30) * np.exp(-np.maximum(core, 0) / 9)
     rarefied = -5.5 * max(loss - 0.55, 0) * near
     for slab, planes in patch.slabs(6):

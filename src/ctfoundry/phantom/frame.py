@@ -48,7 +48,7 @@ def head_size(subject: Subject) -> np.ndarray:
     """
     key, variety = Key.of("phantom", subject.seed, "head"), subject.variety
     common, round_head, tall = (key("size").normal(3).clip(-2, 2) * variety).tolist()
-    base = 1.012 + 0.2 * (subject.height - 1) + 0.15 * (subject.width - 1)
+    base = 1.022 + 0.2 * (subject.height - 1) + 0.15 * (subject.width - 1)
     base *= (0.972 if subject.sex == "female" else 1.0) * (1 + 0.016 * common)
     grown = growth(subject.age_years)
     base *= 1.0 if grown is None else float(np.interp(700.0, grown.z, grown.wide))

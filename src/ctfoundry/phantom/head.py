@@ -173,7 +173,7 @@ def _paint_orbits(canvas: Canvas, skull: Skull) -> None:
             ellipsoid(patch, (x, 76, 35), (18, 12, 16.5)),
             4,
         )
-        cone = np.maximum(cone, patch.y - 88)
+        cone = np.maximum(cone, np.maximum(patch.y - 88, 1.8 - skull.cavity(patch)))
         d = patch.fine(cone)
         wall = np.maximum(d - np.float32(1.6), patch.fine(np.maximum(patch.y - 80, 1.0 - skull.cavity(patch))))
         canvas.paint(patch.box, wall, 900, "skull", over=("muscle", "subcutaneous_fat"))

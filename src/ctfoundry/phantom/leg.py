@@ -1,12 +1,14 @@
 """The legs: outline, bones with marrow, muscle compartments, vessels, from the hip to the toes.
 
-Body millimetres of the reference: knee joint at -541, ankle at -903, sole at -975, so that the femur is 0.26 and the tibia
-0.215 of a stature of 1.72 m (Trotter and Gleser 1952) and the thigh 56 cm around. Legs lie straight, toes up, feet dropped
+Body millimetres of the reference: knee joint at -551, ankle at -913, sole at -985, so that the femur is 0.264 and the tibia
+0.215 of a stature of 1.72 m (Trotter and Gleser 1952) and the thigh 56 cm around. The tables are 10 mm shorter from the
+knee down (`_drawn`). Legs lie straight, toes up, feet dropped
 by 10 degrees. Everything is drawn for the right leg and folded over the midline.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +19,7 @@ from ctfoundry.phantom.folds import sheets
 from ctfoundry.phantom.growth import bone_hu
 from ctfoundry.phantom.shapes import ellipsoid, smooth_min, smooth_path, tube
 from ctfoundry.phantom.skull import both, capsule
-from ctfoundry.phantom.space import Patch
+from ctfoundry.phantom.space import Patch, Slices, Space
 from ctfoundry.phantom.texture import sample
 from ctfoundry.phantom.tissue import Tissue
 
@@ -41,8 +43,24 @@ _SHAFT = (
 _SOFT = ("muscle", "subcutaneous_fat", "quadriceps", "hamstrings", "adductors", "calf")
 
 
+_BODY_Z, _DRAWN_Z = (-1200.0, -510.0, -300.0, 0.0), (-1190.0, -500.0, -300.0, 0.0)
+
+
+def _drawn(patch: Patch) -> Patch:
+    """A patch of body millimetres at the heights of the tables."""
+    return replace(patch, z=np.interp(patch.z, _BODY_Z, _DRAWN_Z).astype(np.float32))
+
+
+def _tube(space: Space, points: np.ndarray, radii: float | np.ndarray) -> tuple[Slices, Field] | None:
+    """`shapes.tube` through points at the heights of the tables."""
+    points = np.array(points, dtype=np.float64)
+    points[:, 2] = np.interp(points[:, 2], _DRAWN_Z, _BODY_Z)
+    return tube(space, points, radii)
+
+
 def leg_surface(body: Body, patch: Patch) -> np.ndarray:
     """Distance to the muscles' outer surface of both legs."""
+    patch = _drawn(patch)
     half = both(patch)
     x, wide, front, back = (np.interp(patch.z, _LEG[::-1, 0], _LEG[::-1, i]) for i in (1, 2, 3, 4))
     bulk = 1 + 0.1 * (body.subject.muscle - 1)
@@ -97,11 +115,12 @@ def paint_legs(canvas: Canvas, body: Body, tissue: Tissue) -> None:
 
 def _paint_compartments(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     """Quadriceps, adductors, hamstrings and calf, parted by fat; the front of the shin stays `muscle`."""
-    patch = canvas.space.patch((-200, -150, -935), (200, 110, -194))
+    patch = canvas.space.patch((-200, -150, -945), (200, 110, -194))
     if patch is None:
         return
-    half, z = both(patch), patch.z
     leg = leg_surface(body, patch) + 1.2
+    patch = _drawn(patch)
+    half, z = both(patch), patch.z
     line = np.array([(s[2], s[0], s[1]) for s in _SHAFT] + [(-540, 94, -4)])[::-1]
     fx, fy = (np.interp(z, line[:, 0], line[:, i]) for i in (1, 2))
     u, v = half.x - fx, patch.y - fy
@@ -183,7 +202,7 @@ def _paint_vessels(canvas: Canvas, body: Body, tissue: Tissue) -> None:
             (shin, artery, "femoral_vessels"), (skin, vein, None),
         ):  # fmt: skip
             curve = smooth_path(line, 5 * len(line))
-            found = tube(canvas.space, curve[:, :3], curve[:, 3])
+            found = _tube(canvas.space, curve[:, :3], curve[:, 3])
             if found is not None:
                 if name is not None:
                     canvas.paint(
@@ -196,7 +215,7 @@ def _paint_vessels(canvas: Canvas, body: Body, tissue: Tissue) -> None:
                 canvas.paint(*found, hu, name, over=_SOFT)
         if hard > 0.35:
             curve = smooth_path([(x + 2.4, y, z, 0.9) for x, y, z, _ in path[1:6]], 24)
-            found = tube(canvas.space, curve[:, :3], curve[:, 3])
+            found = _tube(canvas.space, curve[:, :3], curve[:, 3])
             if found is not None:
                 canvas.paint(*found, 700 * hard, None, over=("femoral_vessels",))
 
@@ -226,17 +245,18 @@ def _paint_bones(canvas: Canvas, body: Body) -> None:
 
 def _box(canvas: Canvas, s: int, low: tuple[float, float, float], high: tuple[float, float, float]) -> Patch | None:
     x = (low[0], high[0]) if s > 0 else (-high[0], -low[0])
-    return canvas.space.patch((x[0], *low[1:]), (x[1], *high[1:]))
+    patch = canvas.space.patch((x[0], low[1], low[2] - 10), (x[1], *high[1:]))
+    return None if patch is None else _drawn(patch)
 
 
 def _paint_femur(canvas: Canvas, body: Body, s: int, name: str, old: float) -> None:
     space = canvas.space
     line = smooth_path([(s * x, y, z, r) for x, y, z, r in _SHAFT], 26)
-    found = tube(space, line[:, :3], line[:, 3])
+    found = _tube(space, line[:, :3], line[:, 3])
     grain_key = body.key("leg grain")
     if found is not None:
         box, d = found
-        whole = Patch(box, *space.coordinates(box), (1, 1, 1))
+        whole = _drawn(Patch(box, *space.coordinates(box), (1, 1, 1)))
         d = np.maximum(d, whole.z + 218)  # above it is the torso's
         spongy = np.clip((-430 - whole.z) / 40, 0, 1).astype(np.float32)
         spongy = np.maximum(spongy, np.clip((whole.z + 262) / 30, 0, 1))
@@ -264,7 +284,7 @@ def _paint_femur(canvas: Canvas, body: Body, s: int, name: str, old: float) -> N
     cap = patch.fine(ellipsoid(half, (94, 45, -512), (21, 9.5, 21)))
     _hollow(canvas, body, patch, cap, "patella", 1.6, np.float32(1.3) + 0 * cap)
     for a, b in (((94, 46, -494), (98, 44, -476)), ((94, 45, -530), (94, 34, -576))):  # tendons
-        found = tube(space, np.array([(s * a[0], *a[1:]), (s * b[0], *b[1:])]), 5.0)
+        found = _tube(space, np.array([(s * a[0], *a[1:]), (s * b[0], *b[1:])]), 5.0)
         if found is not None:
             canvas.paint(*found, 92, None, over=_SOFT)
 
@@ -290,10 +310,10 @@ def _paint_shin(canvas: Canvas, body: Body, s: int, old: float) -> None:
     grain = sample(body.key("leg grain"), patch.x, patch.y, patch.z, blob_mm=8)
     _hollow(canvas, body, patch, patch.fine(tibia), "tibia", patch.fine(cortex), patch.fine(ends * (1 + 0.12 * grain)))
     line = smooth_path([(s * 124, -20, -562, 9.5), (s * 124, -20, -580, 6.5), (s * 119, -17, -640, 6.2), (s * 120, -13, -760, 6.4), (s * 122, -10, -860, 6.6), (s * 123, -8, -905, 9.0), (s * 122, -9, -918, 6.5)], 34)  # fmt: skip
-    found = tube(canvas.space, line[:, :3], line[:, 3])
+    found = _tube(canvas.space, line[:, :3], line[:, 3])
     if found is not None:
         box, d = found
-        height = canvas.space.coordinates(box)[2]
+        height = np.interp(canvas.space.coordinates(box)[2], _BODY_Z, _DRAWN_Z)
         tip = np.clip(np.maximum((height + 600) / 20, (-880 - height) / 15), 0, 1).astype(np.float32)
         _hollow(canvas, body, Patch(box, d, d, d, (1, 1, 1)), d, "fibula", np.float32(2.4) - np.float32(1.4) * tip, tip)
 
@@ -328,7 +348,7 @@ def _paint_ankle(canvas: Canvas, body: Body, s: int) -> None:
         )
         for bone, (a, b) in enumerate(bones):
             r = (7.0 if ray == 0 else 4.6) - bone * 0.8
-            found = tube(canvas.space, np.array([(s * a[0], *a[1:]), (s * b[0], *b[1:])]), r)
+            found = _tube(canvas.space, np.array([(s * a[0], *a[1:]), (s * b[0], *b[1:])]), r)
             if found is not None:
                 _hollow(
                     canvas,

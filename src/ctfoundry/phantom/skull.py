@@ -68,15 +68,15 @@ class Skull:
     )
 
     def _walls(self, patch: Patch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`vault`, `thickness` and `floor` of a patch, kept because every painter asks for them again."""
+        """`vault`, `thickness` and `over` of a patch, kept because every painter asks for them again."""
         known = self._done.get(id(patch))
         if known is None:
             if len(self._done) > 3:
                 self._done.clear()
-            vault, thick, floor = (
-                w.astype(np.float32) for w in (self._vault(patch), self._thickness(patch), self._floor(patch))
+            vault, thick, over = (
+                w.astype(np.float32) for w in (self._vault(patch), self._thickness(patch), self._over(patch))
             )
-            known = self._done[id(patch)] = (patch, vault, thick, floor)
+            known = self._done[id(patch)] = (patch, vault, thick, over)
         return known[1:]
 
     def vault(self, patch: Patch) -> np.ndarray:
@@ -87,8 +87,8 @@ class Skull:
         """Thickness of the vault: thin temples, a thick ridge at the occiput, the rest uneven."""
         return self._walls(patch)[1]
 
-    def floor(self, patch: Patch) -> np.ndarray:
-        """Height of the cavity's floor: three fossae, each lower than the one in front, parted by their ridges."""
+    def over(self, patch: Patch) -> np.ndarray:
+        """Distance to the cavity's floor: three fossae, each lower than the one in front, parted by ridges; < 0 above it."""
         return self._walls(patch)[2]
 
     @cached_property
@@ -141,6 +141,15 @@ class Skull:
         )
         return np.asarray(np.maximum(self.wall_mm * share * uneven, 1.2))
 
+    def _over(self, patch: Patch) -> np.ndarray:
+        """Distance to the floor, negative above it: its height over the slope, so that steep walls are as thick as level ones."""
+        floor = self._floor(patch)
+        slope = [
+            self._floor(Patch(patch.box, patch.x + dx, patch.y + dy, patch.z, patch.strides)) - floor
+            for dx, dy in ((1.0, 0.0), (0.0, 1.0))
+        ]
+        return np.asarray((floor - patch.z) / np.sqrt(1 + slope[0] ** 2 + slope[1] ** 2))
+
     def _floor(self, patch: Patch) -> np.ndarray:
         x, y = np.abs(patch.x), patch.y
         front = 47 + 6 * np.exp(-(((x - 31) / 15) ** 2)) - 5 * np.exp(-((x / 8) ** 2)) + 0.08 * (y - 60)
@@ -161,15 +170,15 @@ class Skull:
     def cavity(self, patch: Patch) -> np.ndarray:
         """Distance to the inner table: negative inside the cranial cavity, which is open at the foramen magnum."""
         inner = self.vault(patch) + self.thickness(patch)
-        closed = -smooth_min(-inner, -0.8 * (self.floor(patch) - patch.z), 5)
+        closed = -smooth_min(-inner, -self.over(patch), 5)
         hole = (np.hypot(patch.x / 15, (patch.y + 18) / 18) - 1) * 15
         return np.asarray(np.minimum(closed, np.maximum(hole, np.abs(patch.z + 2) - 10)))
 
     def bone(self, patch: Patch) -> np.ndarray:
         """Distance to the bones around the cavity: vault, base, petrous parts, clivus, mastoids; the cavity not cut out."""
         inner = self.vault(patch) + self.thickness(patch)
-        vault = np.maximum(self.vault(patch), 0.8 * (self.floor(patch) - 3 - patch.z))
-        plate = np.maximum(np.maximum(inner, 0.8 * (self.floor(patch) - patch.z)) - 3.4, inner - 3.4)
+        vault = np.maximum(self.vault(patch), self.over(patch) - 2.4)
+        plate = np.maximum(inner, self.over(patch)) - 3.2
         half = both(patch)
         petrous = smooth_min(
             capsule(patch, (15, 13, 22), (58, -13, 19), 8, 13), capsule(patch, (40, -4, 28), (60, -14, 22), 7, 10), 6
@@ -226,6 +235,7 @@ def _paint_mastoids(canvas: Canvas, skull: Skull) -> None:
             ellipsoid(patch, (side * 54, -16, 6), np.array((7.5, 10, 17)) * air),
             ellipsoid(patch, (side * 48, -8, 20), np.array((13, 7, 8)) * air),
         )
+        bounds = np.maximum(bounds, 2.5 - skull.cavity(patch))
         cells = sample(skull.key("cells", side), *(patch.fine(c) for c in (patch.x, patch.y, patch.z)), blob_mm=3.6)
         d = np.maximum(patch.fine(bounds), np.float32(0.9) * (np.float32(-0.25) - cells))
         canvas.paint(patch.box, d, -850, "paranasal_sinus", over=("skull",))
@@ -366,7 +376,7 @@ def paint_sinuses(canvas: Canvas, skull: Skull) -> None:
             np.abs(np.abs(x) - 8.0) - 4.6,
             np.maximum(np.abs(patch.y - 67) - 20, np.abs(z - 36 - 0.05 * (patch.y - 60)) - 8.5),
         )
-        shapes.append(np.where(side * x > 0, cells, 9))
+        shapes.append(np.where(side * x > 0, np.maximum(cells, 2.2 - skull.cavity(patch)), 9))
     out = shapes[0]
     for shape in shapes[1:]:
         out = np.minimum(out, shape)
