@@ -210,3 +210,34 @@ def rtstruct_file(
         change(data)
     pydicom.dcmwrite(path, data, enforce_file_format=True)
     return path
+
+
+def enhanced_file(path: Path, affine: np.ndarray, shape: tuple[int, int, int]) -> Path:
+    """An enhanced CT of air: all slices in one file."""
+    lps, steps = np.diag([-1, -1, 1, 1]) @ affine, np.linalg.norm(affine[:3, :3], axis=0)
+    data: Any = Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    data.SOPClassUID, data.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2.1", f"{UID}.8.1"
+    data.SeriesInstanceUID, data.StudyInstanceUID, data.FrameOfReferenceUID = f"{UID}.8", f"{UID}.9", FRAME
+    data.Modality, data.PatientID, data.ImageType = "CT", "P-1", ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    data.NumberOfFrames, data.Rows, data.Columns = shape
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
+    data.SharedFunctionalGroupsSequence = _sequence(
+        _set(
+            PlaneOrientationSequence=_sequence(
+                _set(ImageOrientationPatient=[*(lps[:3, 2] / steps[2]), *(lps[:3, 1] / steps[1])])
+            ),
+            PixelMeasuresSequence=_sequence(_set(PixelSpacing=list(steps[1:]), SliceThickness=steps[0])),
+            PixelValueTransformationSequence=_sequence(_set(RescaleSlope=1, RescaleIntercept=0, RescaleType="HU")),
+        )
+    )
+    positions = [np.round(lps[:3] @ (k, 0, 0, 1), 6).tolist() for k in range(shape[0])]
+    data.PerFrameFunctionalGroupsSequence = _sequence(
+        *(_set(PlanePositionSequence=_sequence(_set(ImagePositionPatient=p))) for p in positions)
+    )
+    data.PixelData = np.full(shape, -1000, np.int16).tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pydicom.dcmwrite(path, data, enforce_file_format=True)
+    return path

@@ -15,7 +15,7 @@ from ctfoundry.ingest import prepare_store
 from ctfoundry.io.dicom_seg_write import write_seg
 from ctfoundry.io.dicom_write import UID
 from ctfoundry.io.rtstruct_write import write_rtstruct
-from structures import FRAME, blobs, same_places, seg_file, series, volume
+from structures import FRAME, blobs, enhanced_file, same_places, seg_file, series, volume
 
 AFFINE = geometry.make_affine((2.5, 0.8, 0.9), "SPL", (30.0, 40.0, -100.0))
 
@@ -119,6 +119,25 @@ def test_a_store_leaves_them_out_as_labels(study: Path, tmp_path: Path) -> None:
     assert (len(outcome.added), outcome.labels, outcome.failed) == (2, 1, {})
     again = prepare_store([study], tmp_path / "store2", "native")
     assert (len(again.added), again.labels, again.failed) == (2, 2, {})
+
+
+def test_an_enhanced_image_is_drawn_on_like_a_series(tmp_path: Path) -> None:
+    """Both objects name the frame of the one file in which each slice lies."""
+    source = enhanced_file(tmp_path / "ct" / "e.dcm", AFFINE, blobs().shape)
+    labels = volume(AFFINE)
+    write_seg(labels, tmp_path / "seg.dcm", source.parent, kind="LABELMAP")
+    write_rtstruct(labels, tmp_path / "rs.dcm", [source])
+    items = [item for item in io.discover(tmp_path).found if item.is_label]
+    assert [item.image for item in items] == [f"{UID}.8"] * 2
+    for item in items:
+        np.testing.assert_array_equal(item.read().voxels, blobs())
+    for outline in pydicom.dcmread(tmp_path / "rs.dcm").ROIContourSequence[0].ContourSequence:
+        frame = int(outline.ContourImageSequence[0].ReferencedFrameNumber)
+        assert float(outline.ContourData[2]) == pytest.approx(-100 + 2.5 * (frame - 1), abs=1e-4)
+    for item in pydicom.dcmread(tmp_path / "seg.dcm").PerFrameFunctionalGroupsSequence:
+        frame = int(item.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber)
+        z = float(item.PlanePositionSequence[0].ImagePositionPatient[2])
+        assert z == pytest.approx(-100 + 2.5 * (frame - 1), abs=1e-4)
 
 
 def test_frame_of_reference_is_that_of_the_images(study: Path) -> None:

@@ -190,11 +190,15 @@ def _label_map(
     check_cap(int(np.prod(seg.grid.shape, dtype=object)) * dtype.itemsize, cap, seg.object.path)
     out = np.zeros(seg.grid.shape, dtype=dtype)
     if seg.kind == "LABELMAP":
+        described = np.zeros(1 << 16, dtype=bool)
+        described[[0, *seg.names]] = True
+        kept = np.zeros(1 << 16, dtype=dtype)
+        kept[chosen] = chosen
         for frame, _, numbers in _marks(seg, chosen, None):
-            out[seg.slices[frame]] = numbers
-        _check_numbers(out, seg)
-        if len(chosen) < len(seg.names):
-            out[~np.isin(out, chosen)] = 0
+            if not described[numbers].all():
+                unknown = np.unique(numbers[~described[numbers]])[:8].tolist()
+                raise ReadError(f"holds the numbers {unknown}, which it describes as no segment", where=seg.object.path)
+            out[seg.slices[frame]] = numbers if len(chosen) == len(seg.names) else kept[numbers]
         return out, ()
     sizes: dict[int, int] | None = None
     if isinstance(overlap, str) and overlap == "smallest":
@@ -276,12 +280,6 @@ def _label_type(names: Mapping[int, str]) -> np.dtype:
 def _capped(grid: Grid, itemsize: int, cap: int, where: Path) -> Grid:
     check_cap(int(np.prod(grid.shape, dtype=object)) * itemsize, cap, where)
     return grid
-
-
-def _check_numbers(out: np.ndarray, seg: Segmentation) -> None:
-    unknown = sorted({int(v) for v in np.unique(out)} - set(seg.names) - {0})
-    if unknown:
-        raise ReadError(f"holds the numbers {unknown[:8]}, which it describes as no segment", where=seg.object.path)
 
 
 def _names(data: Dataset, where: Path) -> dict[int, str]:
