@@ -162,7 +162,7 @@ def test_nodules_look_like_their_attributes() -> None:
 
 def test_blood_darkens_with_age() -> None:
     hu = [float(np.median(inner(head("subdural_haemorrhage", 1.0, stage=s)))) for s in ("acute", "subacute", "chronic")]
-    assert hu[0] > 54 > hu[1] > 30 > 24 > hu[2] > 0
+    assert hu[0] > 48 > hu[1] > 28 > 24 > hu[2] > 0
 
 
 @pytest.mark.parametrize("turn", [20.0, -20.0])

@@ -78,8 +78,8 @@ CHOICES: dict[LesionKind, dict[str, tuple[tuple[str, float], ...]]] = {
         "thrombus": (("yes", 0.65), ("no", 0.35)),
     },
     "fracture": {"stage": (("acute", 0.65), ("healing", 0.35))},
-    "epidural_haemorrhage": {"stage": (("acute", 0.8), ("subacute", 0.2))},
-    "subdural_haemorrhage": {"stage": (("acute", 0.4), ("subacute", 0.3), ("chronic", 0.3))},
+    "epidural_haemorrhage": {"stage": (("acute", 0.75), ("subacute", 0.25))},
+    "subdural_haemorrhage": {"stage": (("acute", 0.35), ("subacute", 0.35), ("chronic", 0.3))},
     "parenchymal_haemorrhage": {
         "stage": (("acute", 0.7), ("subacute", 0.2), ("chronic", 0.1)),
         "oedema": (("yes", 0.7), ("no", 0.3)),

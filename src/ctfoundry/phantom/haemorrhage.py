@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 INSIDE = ("brain", "subarachnoid_space", "ventricle", "cerebellum", "brainstem", "venous_sinus")
 """What lies within the inner table."""
-STAGE_HU = {"acute": (58.0, 74.0), "subacute": (33.0, 44.0), "chronic": (8.0, 22.0)}
+STAGE_HU = {"acute": (52.0, 72.0), "subacute": (31.0, 43.0), "chronic": (8.0, 22.0)}
 """Of clotted blood, by its age."""
+_BONE_HU = 85.0
+"""Above this a voxel within the skull holds some bone (or calcium, or contrast)."""
 _DEEP_MM = 72.0
 """How far under the inner table the brain is moved."""
 
@@ -76,12 +78,12 @@ def _paint_layer(canvas: Canvas, skull: Skull, lesion: Lesion, mark: int, patch:
     # Positive under the vault's inner table; the base does not count, or blood would run along its ridges.
     depth = -(skull.vault(patch) + skull.thickness(patch)) * float(factors.mean())
     if lens:
-        reach = 16 + 1.55 * size
+        reach = 14 + 1.4 * size
         thick = size * np.clip(1 - (aside / reach) ** 2, 0, 1)
     else:
         # Elongated from front to back; not across the falx, not under the tentorium.
         oval = np.sqrt(np.maximum(aside**2 - (u[1] * 0.62) ** 2, 0))
-        reach = 36 + 2.0 * size
+        reach = 30 + 2.0 * size
         thick = size * np.clip(1 - (oval / reach) ** 3, 0, 1) * np.clip((patch.z - 36) / 18, 0, 1)
         thick = thick * np.clip((side * patch.x - 1.5) / 6, 0, 1)
     thick = thick * (along > -55)  # this side's wall only
@@ -99,6 +101,9 @@ def _paint_layer(canvas: Canvas, skull: Skull, lesion: Lesion, mark: int, patch:
     if not lens and attribute(lesion, "stage") == "chronic":  # sediment: denser where it lies low
         value = value + patch.fine(np.clip(-0.22 * (patch.y - centre[1]), -6, 16))
     distance = np.maximum(fine_depth - fine_thick, np.float32(0.5) - fine_thick)
+    # Voxels that are bone in part stay so.
+    under = canvas.hu[patch.box]
+    value = np.where(under > _BONE_HU, under + (hu - 15) * canvas.share(-fine_depth), value).astype(np.float32)
     canvas.paint(patch.box, distance, value, name, over=INSIDE, mark=mark)
 
 

@@ -95,7 +95,8 @@ def _projector(side: int) -> tuple[csr_matrix, int]:
 
     bins = int(np.ceil(side * 1.4143)) + 2 * _EDGE
     c = np.arange(side, dtype=np.float32) - (side - 1) / 2
-    angle = np.arange(ANGLES, dtype=np.float32) * np.float32(np.pi / ANGLES)
+    # Half a step off, so that no angle is 45 degrees, where the pixels of a diagonal fall on one bin.
+    angle = (np.arange(ANGLES, dtype=np.float32) + 0.5) * np.float32(np.pi / ANGLES)
     place = (c[:, None, None] * np.sin(angle) + c[:, None] * np.cos(angle)).reshape(side * side, ANGLES) + bins / 2
     low = np.floor(place)
     weight = (place - low).astype(np.float32)

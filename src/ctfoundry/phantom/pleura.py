@@ -51,6 +51,16 @@ def _layer(canvas: Canvas, body: Body, lesion: Lesion) -> _Layer | None:
     return _Layer(patch, depth, down, tuple(lobe for lobe in LUNGS if lobe.endswith(name)))
 
 
+def _at_the_wall(canvas: Canvas, layer: _Layer, value: Field) -> Field:
+    """What a voxel holds with `value` in the place of lung: at the chest wall some of it is wall, and stays so."""
+    box = layer.patch.box
+    lung = np.isin(canvas.labels[box], [IDS[name] for name in layer.lungs])
+    under = canvas.hu[box]
+    usual = float(np.median(under[lung])) if lung.any() else -850.0
+    part = canvas.share(-layer.patch.fine(layer.depth))  # of the voxel that is lung
+    return np.where(part < 1, under + part * (value - usual), value).astype(np.float32)
+
+
 def _rise(x: np.ndarray, low: float, high: float) -> np.ndarray:
     """0 at `low`, 1 at `high`, smooth between."""
     t = np.clip((x - low) / (high - low), 0, 1)
@@ -78,6 +88,7 @@ def paint_effusion(canvas: Canvas, body: Body, tissue: Tissue, lesion: Lesion, m
     canvas.blend(patch.box, squeezed * 0.95, airless, over=layer.lungs)
     dense = attribute(lesion, "attenuation") == "dense"
     fluid = float(key("fluid").uniform(22, 48) if dense else key("fluid").uniform(-3, 24)) + 3 * patch.fine(grain)
+    fluid = _at_the_wall(canvas, layer, fluid)
     canvas.paint(patch.box, distance, fluid, "pleural_effusion", over=layer.lungs, mark=mark)
 
 
@@ -98,6 +109,7 @@ def paint_pneumothorax(canvas: Canvas, body: Body, lesion: Lesion, mark: int) ->
     lung = np.isin(canvas.labels[patch.box], [IDS[n] for n in layer.lungs])
     dense = (before + 1000) * np.float32(1 + 0.022 * size) - 1000
     np.copyto(before, np.minimum(dense, 60), where=lung & (before < 0))
+    air = _at_the_wall(canvas, layer, np.full(distance.shape, enclosed_air(body), np.float32))
     line = canvas.share(np.abs(distance - np.float32(0.5)) - np.float32(0.5))
-    canvas.paint(patch.box, distance, enclosed_air(body), "pneumothorax", over=layer.lungs, mark=mark)
+    canvas.paint(patch.box, distance, air, "pneumothorax", over=layer.lungs, mark=mark)
     canvas.blend(patch.box, line * np.float32(0.8) * (distance > -0.5), -50.0, over=layer.lungs)

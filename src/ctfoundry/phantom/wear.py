@@ -34,8 +34,8 @@ ODDS = {
     "oedema": 0.6,
     "plaques": 0.6,
     "granulomas": 0.4,
-    "bruise": 0.8,
-    "softening": 0.5,
+    "bruise": 1.0,
+    "softening": 0.8,
 }
 """How many patients with ``wear = 1`` have each; with less wear as many fewer."""
 _BONES = (*GROUPS["vertebrae"], *GROUPS["ribs"], *GROUPS["pelvis"], "femur_left", "femur_right", "sternum")
@@ -55,8 +55,7 @@ def paint_wear(canvas: Canvas, body: Body, tissue: Tissue) -> None:
         _wear_fat(canvas, key)
     if has["plaques"]:
         _wear_vessels(canvas, key)
-    if has["bruise"] or has["softening"]:
-        _wear_head(canvas, body, key, has)
+    _wear_head(canvas, body, key, has, wear)
     _wear_bones(canvas, key, wear)
 
 
@@ -142,12 +141,14 @@ def _wear_vessels(canvas: Canvas, key: Key) -> None:
     canvas.blend(box, (plaque * np.float32(share)).astype(np.float32), 700.0, over=_VESSELS)
 
 
-def _wear_head(canvas: Canvas, body: Body, key: Key, has: dict[str, bool]) -> None:
-    """Blood in the scalp, as after a fall without injury of the brain, and old softened brain."""
+def _wear_head(canvas: Canvas, body: Body, key: Key, has: dict[str, bool], wear: float) -> None:
+    """Blood in the scalp, as after a fall without injury of the brain, and old softened brain; thin or thick blood, swelling."""
     head = HeadCanvas.of(canvas, body)
     patch = None if head is None else head.canvas.space.patch((-105, -125, -10), (105, 125, 165))
     if head is None or patch is None:
         return
+    offset = 5 * wear * float(key("brain").uniform(-1, 1))
+    head.canvas.hu[patch.box] += offset * np.isin(head.canvas.labels[patch.box], [IDS["brain"], IDS["cerebellum"]])
     if has["bruise"]:
         amount = _strength(key("bruise"), 0.2, 1.2)
         swollen = np.clip(2 * (sample(key("bruise"), patch.x, patch.y, patch.z, blob_mm=75) - amount), 0, 1)
