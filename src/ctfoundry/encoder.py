@@ -182,7 +182,9 @@ class Encoder:
         backbone: Any = network
         if all(p.device.type == "cpu" for p in network.parameters()):
             # oneDNN's 3D convolutions take about two thirds of the time in this layout (docs/performance.md)
-            network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+            for weight in network.parameters():
+                if weight.ndim == 5:
+                    weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)
         return cls(
             network.eval(), card.preparation, card.extent, tuple(backbone.levels), (*backbone.tokens, *POOLS), card
         )

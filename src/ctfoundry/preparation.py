@@ -367,6 +367,13 @@ PREPARATIONS: dict[str, Preparation] = {
             intensity=_Z,
             sizing=Sizing(minimum=(160, 160, 160), multiple=(8, 8, 8), pad="min"),
         ),
+        Preparation(
+            "flexict-tiny",
+            1,
+            resampling=Resampling(spacing=(4.0, 4.0, 4.0), rule="sitk"),
+            intensity=_Z,
+            sizing=Sizing(multiple=(8, 8, 8), pad="min"),
+        ),
     )
 }
 """The published preparations by name (reference: ct-fm.md section 2, flexict.md section 2.2).

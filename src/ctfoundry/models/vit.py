@@ -202,6 +202,30 @@ class FlexibleViT(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, ratio) for _ in range(blocks))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
+    @torch.no_grad()
+    def initialise(self, key: Key) -> FlexibleViT:
+        """Draw all weights anew, in place, each from a generator of its own name (reference, 1.1): linear weights from a normal
+        of deviation 0.02 cut at two deviations, patch kernels uniform in ±1/sqrt(fan_in), tokens normal 0.02, biases and the
+        mask token 0, LayerScale 1e-5.
+        """
+        for name, value in self.named_parameters():
+            generator = torch.Generator().manual_seed(key(name).seed())
+            drawn = torch.zeros(value.shape)
+            if "patch_embed" in name:
+                kernel = self.get_parameter(name.rpartition(".")[0] + ".weight")
+                bound = kernel[0].numel() ** -0.5
+                drawn.uniform_(-bound, bound, generator=generator)
+            elif name.endswith("_tokens") or name == "cls_token":
+                drawn.normal_(0, 0.02, generator=generator)
+            elif "norm" in name:
+                drawn.fill_(1.0 if name.endswith("weight") else 0.0)
+            elif name.endswith("gamma"):
+                drawn.fill_(1e-5)
+            elif name.endswith("weight"):
+                nn.init.trunc_normal_(drawn, std=0.02, a=-0.04, b=0.04, generator=generator)
+            value.copy_(drawn)
+        return self
+
     # ------------------------------------------------------------------ what an encoder asks for
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,33 +32,67 @@ def _ct_fm(name: str, filters: int, preparation: str) -> Card:
     )
 
 
+def _flexict(name: str, extent: Extent, **arguments: Any) -> Card:
+    blocks = 16 if arguments["size"] == "base" else arguments["size"][1]
+    return Card(
+        name=name,
+        kind="encoder",
+        architecture="flexible-vit",
+        arguments=arguments,
+        preparation=PREPARATIONS[name],
+        extent=extent,
+        level=f"block{blocks - 1}",
+        vector="cls",
+        weights="random",
+        origin="arXiv 2605.21906",
+    )
+
+
 CARDS: dict[str, Card] = {
     card.name: card
     for card in (
         _ct_fm("ct-fm", 32, "ct-fm"),
         _ct_fm("ct-fm-small", 16, "ct-fm"),
         _ct_fm("ct-fm-tiny", 8, "ct-fm-tiny"),
+        # The published weights were trained with rotary tables in bfloat16, so their networks keep them.
+        _flexict("flexict-2d", Extent("slices"), axes=2, patch=8, size="base", rotary="bfloat16"),
+        _flexict("flexict-3d", Extent("cube", (160, 160, 160)), axes=3, patch=8, size="base", rotary="bfloat16"),
+        _flexict("flexict-tiny", Extent("whole"), axes=3, patch=8, size=[144, 4, 2], rotary="float32"),
     )
 }
 """The zoo: architecture, preparation and extent by name. No weights are shipped."""
 
 
-def build(card: Card) -> torch.nn.Module:
-    """The network that a card describes, with random weights drawn from the card's seed (0 when it has none)."""
+def _segresnet(arguments: dict[str, Any], key: Key) -> torch.nn.Module:
     from ctfoundry.models.initialisation import initialise
     from ctfoundry.models.segresnet import SegResNetEncoder
 
-    if card.architecture != "segresnet-encoder":
+    return initialise(SegResNetEncoder(**arguments), key)
+
+
+def _flexible_vit(arguments: dict[str, Any], key: Key) -> torch.nn.Module:
+    from ctfoundry.models.vit import FlexibleViT
+
+    return FlexibleViT(**arguments).initialise(key)
+
+
+ARCHITECTURES: dict[str, Callable[[dict[str, Any], Key], torch.nn.Module]] = {
+    "segresnet-encoder": _segresnet,
+    "flexible-vit": _flexible_vit,
+}
+"""What a card may name: the network of some arguments, its weights drawn from a key."""
+
+
+def build(card: Card) -> torch.nn.Module:
+    """The network that a card describes, with random weights drawn from the card's seed (0 when it has none)."""
+    if card.architecture not in ARCHITECTURES:
         raise WeightsError(
-            f"card {card.name!r} names the unknown architecture {card.architecture!r}; known: segresnet-encoder"
+            f"card {card.name!r} names the unknown architecture {card.architecture!r}; known: {', '.join(ARCHITECTURES)}"
         )
-    arguments: dict[str, Any] = dict(card.arguments)
     try:
-        network = SegResNetEncoder(**arguments)
+        return ARCHITECTURES[card.architecture](dict(card.arguments), Key.of("initialise", card.seed or 0))
     except TypeError as error:
         raise WeightsError(f"card {card.name!r}: {error}") from error
-    initialise(network, Key.of("initialise", card.seed or 0))
-    return network
 
 
 def device_of(name: str) -> torch.device:
