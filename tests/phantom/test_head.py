@@ -50,7 +50,7 @@ def centre(phantom: Phantom, name: str) -> np.ndarray:
     return point
 
 
-@pytest.mark.parametrize(("seed", "sex"), [(1, "female"), (2, "female"), (5, "male"), (7, "male")])
+@pytest.mark.parametrize(("seed", "sex"), [(1, "female"), (2, "female"), (5, "male")])
 def test_adults_volumes_are_normal(seed: int, sex: str) -> None:
     p = head(seed, sex=sex) if sex == "male" else head(seed)
     assert 1100 < millilitres(p, *BRAIN) < 1600

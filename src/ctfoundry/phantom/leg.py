@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ctfoundry.phantom.anatomy import Body
+from ctfoundry.phantom.bones import Bone
 from ctfoundry.phantom.canvas import Canvas
 from ctfoundry.phantom.folds import sheets
 from ctfoundry.phantom.growth import bone_hu
@@ -221,9 +222,19 @@ def _paint_vessels(canvas: Canvas, body: Body, tissue: Tissue) -> None:
 
 
 def _hollow(
-    canvas: Canvas, body: Body, patch: Patch, d: Field, name: str, cortex_mm: Field | float, spongy: Field
+    canvas: Canvas,
+    body: Body,
+    patch: Patch,
+    d: Field,
+    name: str,
+    cortex_mm: Field | float,
+    spongy: Field,
+    upper: Field | float = 0.0,
 ) -> None:
-    """A bone: dense cortex, spongy ends (`spongy` 1), fatty marrow in the shaft (0)."""
+    """A bone: dense cortex, spongy ends (`spongy` 1), fatty marrow in the shaft (0).
+
+    `upper` is the share with which it is drawn as in the torso, so that the femur's two parts pass into each other.
+    """
     loose, dense = bone_hu(body.subject.age_years)
     own = body.key("leg bone").normal(2).clip(-2, 2)
     hard = np.float32(1250 + 120 * own[0] + 1.5 * dense)
@@ -232,6 +243,7 @@ def _hollow(
     hu = hard + (inside - hard) * depth
     # Thin cortex over spongy bone reads less than the shaft's.
     hu -= (np.float32(0.45) * spongy * (hard - 300)) * (1 - depth)
+    hu += upper * (Bone(body).hu(d, shell_mm=2.5) - hu)
     canvas.paint(patch.box, d, hu, name)
 
 
@@ -263,7 +275,8 @@ def _paint_femur(canvas: Canvas, body: Body, s: int, name: str, old: float) -> N
         cortex = (np.interp(whole.z, (-500, -450, -380, -300, -230), (1.6, 3.4, 6.4, 6.4, 4.2)) * old).astype(
             np.float32
         )
-        _hollow(canvas, body, whole, d, name, cortex, spongy)
+        upper = np.clip((whole.z + 300) / 75, 0, 1).astype(np.float32)
+        _hollow(canvas, body, whole, d, name, cortex, spongy, upper)
     patch = _box(canvas, s, (40, -48, -556), (146, 62, -476))
     if patch is None:
         return
