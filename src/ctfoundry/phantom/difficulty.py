@@ -6,6 +6,7 @@ numbers. All take any scans, phantoms or real ones.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +16,11 @@ import numpy as np
 from ctfoundry.body import body_box, largest_part
 from ctfoundry.errors import UsageError
 from ctfoundry.keys import Key
+from ctfoundry.phantom.disease import ODDS, afflicted
+from ctfoundry.phantom.findings import findings
+from ctfoundry.phantom.make import Phantom, make
 from ctfoundry.phantom.names import GROUPS, IDS, WRAPS
+from ctfoundry.phantom.spec import LesionKind, View, draw
 from ctfoundry.volume import Volume
 
 HU_EDGES = np.arange(-1025, 1531, 5)
@@ -28,6 +33,20 @@ HISTOGRAM_EDGES = np.concatenate(
     [np.arange(-1025, -225, 50), np.arange(-225, 225, 10), np.arange(225, 1626, 100), [4000]]
 )
 """Bins of the histogram that findings are regressed on: narrow where soft tissue lies."""
+VIEWS: dict[LesionKind, View] = {
+    "lung_nodule": "chest",
+    "liver_lesion": "abdomen",
+    "renal_cyst": "abdomen",
+    "pleural_effusion": "chest",
+    "pneumothorax": "chest",
+    "aortic_aneurysm": "trunk",
+    "fracture": "trunk",
+    "epidural_haemorrhage": "head",
+    "subdural_haemorrhage": "head",
+    "parenchymal_haemorrhage": "head",
+    "soft_tissue_mass": "pelvis",
+}
+"""Which part of the body is scanned to look for a kind."""
 PENALTIES = (0.3, 3.0, 30.0, 300.0)
 """Weights of the squared coefficients among which the regression chooses, by cross-validation within its training part."""
 
@@ -202,11 +221,57 @@ def findings_auroc(
     np.fill_diagonal(compared, 0)
     draws = Key.of("findings", seed, "bootstrap").integers(0, count, (1000, count))
     areas = []
-    for draw in draws:
-        weight = np.bincount(draw, minlength=count).astype(float)
+    for drawn in draws:
+        weight = np.bincount(drawn, minlength=count).astype(float)
         areas.append(weight @ right @ weight / max(weight @ compared @ weight, 1e-9))
     low, high = np.quantile(areas, (0.025, 0.975))
     return Auroc(float(right.sum() / compared.sum()), float(low), float(high), count)
+
+
+def twins(
+    kind: LesionKind, key: Key, *, voxel_mm: float = 5.0, odds: Mapping[LesionKind, float] | None = None
+) -> tuple[Phantom, Phantom] | None:
+    """One scan of one random patient with a kind of lesion and without it: other lesions and wear are in both.
+
+    The scan is of a part of the body where the kind occurs (`VIEWS`), with voxels of `voxel_mm`. None where it does not show the
+    lesion (no `Finding`): its site lies outside a small field, or the lesion is smaller than the voxels.
+    """
+    spec = afflicted(
+        key("disease"),
+        draw(key, view=VIEWS[kind], voxel_mm=voxel_mm),
+        odds={**(ODDS if odds is None else odds), kind: 1.0},
+    )
+    sick = dataclasses.replace(spec, subject=dataclasses.replace(spec.subject, devices=()))
+    others = tuple(lesion for lesion in sick.subject.lesions if lesion.kind != kind)
+    if len(others) == len(sick.subject.lesions):
+        return None
+    present = make(sick)
+    if not any(finding.kind == kind for finding in findings(present)):
+        return None
+    return present, make(dataclasses.replace(sick, subject=dataclasses.replace(sick.subject, lesions=others)))
+
+
+def findings_difficulty(
+    kind: LesionKind,
+    key: Key,
+    *,
+    patients: int = 60,
+    voxel_mm: float = 5.0,
+    odds: Mapping[LesionKind, float] | None = None,
+) -> Auroc:
+    """`findings_auroc` over `patients` random patients whose scan shows the kind, each made with and without it (`twins`).
+
+    Raises UsageError where fewer than that are found among three times as many.
+    """
+    present, absent = [], []
+    for number in range(3 * patients):
+        pair = twins(kind, key(number), voxel_mm=voxel_mm, odds=odds)
+        if pair is not None:
+            present.append(hu_histogram(pair[0].ct))
+            absent.append(hu_histogram(pair[1].ct))
+        if len(present) == patients:
+            return findings_auroc(present, absent)
+    raise UsageError(f"{kind} is shown by {len(present)} of {3 * patients} scans only", where="findings_difficulty")
 
 
 def _penalty(x: np.ndarray, y: np.ndarray, patient: np.ndarray, folds: int, key: Key) -> float:
