@@ -10,9 +10,10 @@ import numpy as np
 from ctfoundry import files
 from ctfoundry.layouts.cases import Case
 from ctfoundry.layouts.layout import Layout, Row
+from ctfoundry.phantom.names import GROUPS
 
 CLASSES = (
-    ("liver",), ("kidney_right",), ("kidney_left",), ("femur_right",), ("femur_left",), ("urinary_bladder",), ("heart",),
+    ("liver",), ("kidney_right",), ("kidney_left",), ("femur_right",), ("femur_left",), ("urinary_bladder",), GROUPS["heart"],
     ("lung_upper_lobe_right", "lung_middle_lobe_right", "lung_lower_lobe_right"),
     ("lung_upper_lobe_left", "lung_lower_lobe_left"), ("spleen",), ("pancreas",),
 )  # fmt: skip

@@ -13,7 +13,7 @@ import numpy as np
 from ctfoundry import files
 from ctfoundry.layouts.cases import Case
 from ctfoundry.layouts.layout import Layout, Row, no_tables, relabelled, write_image, write_table
-from ctfoundry.phantom.names import IDS
+from ctfoundry.phantom.names import GROUPS, IDS
 from ctfoundry.phantom.spec import View
 
 _WORDS = (
@@ -48,7 +48,8 @@ def total_case(root: Path, case: Case) -> Row:
     write_image(case.phantom.ct, root / name / "ct.nii.gz")
     labels = case.phantom.labels
     for part in TOTAL_V2:
-        mask = (labels.voxels == IDS.get(part, 255)).astype(np.uint8)
+        parts = GROUPS["heart"] if part == "heart" else (part,)  # the chambers are a class of another task
+        mask = np.isin(labels.voxels, [IDS.get(name, 255) for name in parts]).astype(np.uint8)
         write_image(labels.with_voxels(mask), root / name / "segmentations" / f"{part}.nii.gz")
     regions = {"chest": "thorax"}
     study = "ct " + "-".join(sorted(regions.get(part, part) for part in case.facts.parts))

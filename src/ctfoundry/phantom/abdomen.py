@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ctfoundry.phantom.adrenals import kidney_plan, paint_adrenals
 from ctfoundry.phantom.anatomy import Body, Frame
 from ctfoundry.phantom.canvas import Canvas
 from ctfoundry.phantom.names import IDS
@@ -31,6 +32,7 @@ def paint_abdomen(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     _paint_pancreas(canvas, body, tissue)
     _paint_gallbladder(canvas, body, tissue)
     _paint_liver(canvas, body, tissue)
+    paint_adrenals(canvas, body, tissue)
     _paint_bladder(canvas, body, tissue)
     _paint_stomach(canvas, body, tissue)
     _paint_duodenum(canvas, body, tissue)
@@ -111,20 +113,17 @@ def _paint_spleen(canvas: Canvas, body: Body, tissue: Tissue) -> None:
 
 
 def _paint_kidneys(canvas: Canvas, body: Body, tissue: Tissue) -> None:
-    for index, (side, name) in enumerate(((1, "right"), (-1, "left"))):
-        frame = body.frame(f"kidney {name}", (6, 6, 15), 0.12, 10)
-        height = 128 + 0.45 * body.descent[index] + (0 if side > 0 else 12)
+    for side, name in ((1, "right"), (-1, "left")):
+        centre, turn, factor = kidney_plan(body, side)
         fat = body.subject.visceral
-        centre = np.array([side * (60 + 8 * fat), float(body.spine(height)) - 12, height]) + frame.shift
         patch = canvas.space.patch(centre - (55, 55, 85), centre + (55, 55, 85))
         if patch is None:
             continue
-        turn = frame.turn @ rotation((-14, side * -14, side * 34))
-        d = ellipsoid(patch, centre, np.array([24, 29, 55]) * frame.factor, turn) + body.lumps(
+        d = ellipsoid(patch, centre, np.array([24, 29, 55]) * factor, turn) + body.lumps(
             f"kidney {name}", patch, 1.5, 35
         )
-        hilum = centre + turn @ (np.array([-side * 20.0, 4, 0]) * frame.factor)
-        sinus = ellipsoid(patch, hilum, np.array([19, 13, 27]) * frame.factor, turn)
+        hilum = centre + turn @ (np.array([-side * 20.0, 4, 0]) * factor)
+        sinus = ellipsoid(patch, hilum, np.array([19, 13, 27]) * factor, turn)
         cavity = body.cavity(patch) + 1
         canvas.paint(
             patch.box, patch.fine(np.maximum(d - 6 - 6 * fat, cavity)), -104, "visceral_fat", over=("visceral_fat",)
@@ -136,7 +135,7 @@ def _paint_kidneys(canvas: Canvas, body: Body, tissue: Tissue) -> None:
         pyramid = np.clip((grain + 0.35) * 2, 0, 1) * np.clip((-kidney - 6) / 3, 0, 1)
         hu = tissue("cortex") + (tissue("medulla") - tissue("cortex")) * pyramid
         canvas.paint(patch.box, outer, hu, f"kidney_{name}", over=_FREE)
-        pelvis = ellipsoid(patch, hilum, np.array([11, 6, 13]) * frame.factor, turn)
+        pelvis = ellipsoid(patch, hilum, np.array([11, 6, 13]) * factor, turn)
         canvas.paint(patch.box, patch.fine(pelvis), tissue("pelvis"), None, over=_FREE)
 
 

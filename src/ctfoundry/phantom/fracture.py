@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     Field = Float32[np.ndarray, "d h w"]
 
 _SOFT = ("muscle", "visceral_fat", "subcutaneous_fat", "autochthon_left", "autochthon_right", "gluteus_maximus_left",
-         "gluteus_maximus_right", "iliopsoas_left", "iliopsoas_right")  # fmt: skip
+         "gluteus_maximus_right", "gluteus_medius_left", "gluteus_medius_right", "gluteus_minimus_left",
+         "gluteus_minimus_right", "iliopsoas_left", "iliopsoas_right")  # fmt: skip
 
 
 def paint_fracture(canvas: Canvas, body: Body, lesion: Lesion, mark: int, chart: Atlas) -> None:

@@ -16,14 +16,16 @@ from ctfoundry.phantom.canvas import Canvas
 from ctfoundry.phantom.cover import add_cover
 from ctfoundry.phantom.devices import paint_devices
 from ctfoundry.phantom.frame import HeadCanvas, rise
+from ctfoundry.phantom.girdles import paint_girdles
 from ctfoundry.phantom.head import paint_head, paint_head_wall
+from ctfoundry.phantom.heart import paint_heart
 from ctfoundry.phantom.leg import paint_legs
 from ctfoundry.phantom.lesions import paint_lesions
 from ctfoundry.phantom.metal import add_streaks
 from ctfoundry.phantom.names import LABELS
 from ctfoundry.phantom.space import Pose, Space
 from ctfoundry.phantom.spec import Spec
-from ctfoundry.phantom.thorax import paint_heart, paint_lungs
+from ctfoundry.phantom.thorax import paint_lungs
 from ctfoundry.phantom.tissue import Tissue
 from ctfoundry.phantom.vessels import paint_vessels
 from ctfoundry.phantom.wall import paint_muscles, paint_wall
@@ -106,6 +108,7 @@ def paint_healthy(canvas: Canvas, body: Body, tissue: Tissue) -> None:
     paint_lungs(canvas, body, tissue)
     paint_heart(canvas, body, tissue)
     paint_bones(canvas, body)
+    paint_girdles(canvas, body, tissue)
     paint_vessels(canvas, body, tissue)
     paint_legs(canvas, body, tissue)
     if head is not None:

@@ -1,7 +1,7 @@
 """Label ids and names: TotalSegmentator v2's where it has the structure, ids from 200 where it has none.
 
 Source of ids 1 to 117: TotalSegmentator v2 ``map_to_binary.class_map["total"]``. Only structures that the phantoms can hold
-are listed. Ids 208 to 229 are head, neck and legs; 230 to 249 lesions and devices.
+are listed. Ids 208 to 229 are head, neck and legs; 230 to 249 lesions and devices; 250 to 254 the chambers of the heart.
 """
 
 from __future__ import annotations
@@ -10,6 +10,14 @@ _THORACIC = {f"vertebrae_T{n}": 44 - n for n in range(1, 13)}
 _LUMBAR = {f"vertebrae_L{n}": 32 - n for n in range(1, 6)}
 _CERVICAL = {f"vertebrae_C{n}": 51 - n for n in range(1, 6)}
 _RIBS = {f"rib_{side}_{n}": first + n for side, first in (("left", 91), ("right", 103)) for n in range(1, 13)}
+_CHAMBERS = {
+    "heart_myocardium": 250,
+    "heart_atrium_left": 251,
+    "heart_ventricle_left": 252,
+    "heart_atrium_right": 253,
+    "heart_ventricle_right": 254,
+}
+"""Names of TotalSegmentator's task heartchambers_highres; `heart` itself is then what none of them covers."""
 
 IDS: dict[str, int] = {
     "spleen": 1,
@@ -19,6 +27,8 @@ IDS: dict[str, int] = {
     "liver": 5,
     "stomach": 6,
     "pancreas": 7,
+    "adrenal_gland_right": 8,
+    "adrenal_gland_left": 9,
     "lung_upper_lobe_left": 10,
     "lung_lower_lobe_left": 11,
     "lung_upper_lobe_right": 12,
@@ -42,8 +52,15 @@ IDS: dict[str, int] = {
     **_CERVICAL,
     "heart": 51,
     "aorta": 52,
+    "pulmonary_vein": 53,
+    "brachiocephalic_trunk": 54,
+    "subclavian_artery_right": 55,
+    "subclavian_artery_left": 56,
     "common_carotid_artery_right": 57,
     "common_carotid_artery_left": 58,
+    "brachiocephalic_vein_left": 59,
+    "brachiocephalic_vein_right": 60,
+    "atrial_appendage_left": 61,
     "superior_vena_cava": 62,
     "inferior_vena_cava": 63,
     "portal_vein_and_splenic_vein": 64,
@@ -51,6 +68,8 @@ IDS: dict[str, int] = {
     "iliac_artery_right": 66,
     "iliac_vena_left": 67,
     "iliac_vena_right": 68,
+    "humerus_left": 69,
+    "humerus_right": 70,
     "scapula_left": 71,
     "scapula_right": 72,
     "clavicula_left": 73,
@@ -62,6 +81,10 @@ IDS: dict[str, int] = {
     "spinal_cord": 79,
     "gluteus_maximus_left": 80,
     "gluteus_maximus_right": 81,
+    "gluteus_medius_left": 82,
+    "gluteus_medius_right": 83,
+    "gluteus_minimus_left": 84,
+    "gluteus_minimus_right": 85,
     "autochthon_left": 86,
     "autochthon_right": 87,
     "iliopsoas_left": 88,
@@ -108,6 +131,7 @@ IDS: dict[str, int] = {
     "parenchymal_haemorrhage": 234,
     "stent": 240,
     "screws": 241,
+    **_CHAMBERS,
 }
 """Structure name to label id. 0 is air."""
 
@@ -155,7 +179,7 @@ LEGS: tuple[str, ...] = (
 GROUPS: dict[str, tuple[str, ...]] = {
     "lung_left": ("lung_upper_lobe_left", "lung_lower_lobe_left"),
     "lung_right": ("lung_upper_lobe_right", "lung_middle_lobe_right", "lung_lower_lobe_right"),
-    "heart": ("heart",),
+    "heart": ("heart", *_CHAMBERS),
     "aorta": ("aorta",),
     "liver": ("liver",),
     "spleen": ("spleen",),
@@ -175,6 +199,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "iliopsoas_right",
         "gluteus_maximus_left",
         "gluteus_maximus_right",
+        "gluteus_medius_left",
+        "gluteus_medius_right",
+        "gluteus_minimus_left",
+        "gluteus_minimus_right",
     ),
     "fat": ("subcutaneous_fat", "visceral_fat"),
     "skin": ("skin",),

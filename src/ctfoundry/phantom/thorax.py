@@ -1,4 +1,4 @@
-"""Lungs with their lobes and vessel trees, and the heart."""
+"""Lungs with their lobes and vessel trees."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ctfoundry.keys import Key
 from ctfoundry.phantom.anatomy import Body
 from ctfoundry.phantom.canvas import Canvas
 from ctfoundry.phantom.names import IDS
-from ctfoundry.phantom.shapes import ellipsoid, smooth_min
-from ctfoundry.phantom.space import Patch, rotation
+from ctfoundry.phantom.shapes import smooth_min
+from ctfoundry.phantom.space import Patch
 from ctfoundry.phantom.texture import sample
 from ctfoundry.phantom.tissue import Tissue
 from ctfoundry.phantom.vessels import paint_tree
@@ -109,33 +109,3 @@ def points_inside(
     x, y, z = points.T.astype(np.float32)
     nowhere = Patch((slice(0), slice(0), slice(0)), x, y, z, (1, 1, 1))
     return np.asarray(points[distance(nowhere) < 0][:count])
-
-
-def paint_heart(canvas: Canvas, body: Body, tissue: Tissue) -> None:
-    """Heart with four chambers (seen with contrast only), in its fat."""
-    frame = body.frame("heart", (7, 5, 4), 0.09, 7)
-    apex = 0.5 * sum(body.domes) - 260
-    centre = np.array([-20.0, 36.0 + 0.6 * float(body.spine(300.0)) + 16, 300 + 0.9 * apex]) + frame.shift
-    radii = np.array([62.0, 43.0, 50.0]) * frame.factor
-    patch = canvas.space.patch(centre - 90, centre + 90)
-    if patch is None:
-        return
-    turn = frame.turn @ rotation((10, -22, -35))
-    d = ellipsoid(patch, centre, radii, turn) + body.lumps("heart", patch, 3, 60)
-    wall = np.maximum(body.cage(patch)[0] + CHEST_WALL_MM + 2, 0.8 * (body.diaphragm(patch) + 3 - patch.z))
-    d = np.maximum(d, wall + 2)
-    distance = patch.fine(d)
-    free = (*LUNGS, "visceral_fat")
-    fat_mm = 2 + 7 * body.subject.visceral
-    canvas.paint(patch.box, patch.fine(np.maximum(d - fat_mm, wall)), -95, "visceral_fat", over=free)
-    grain = patch.fine(sample(body.key("heart"), patch.x, patch.y, patch.z, blob_mm=18))
-    canvas.paint(patch.box, distance, tissue("myocardium") + 5 * grain, "heart", over=free)
-    for offset, size, hu in (
-        ((-22, -2, 2), (33, 20, 23), tissue("artery")),  # left ventricle: along the axis, left and back
-        ((4, 20, -6), (33, 14, 24), tissue("right_heart")),  # right ventricle: in front
-        ((34, 4, 12), (19, 20, 26), tissue("right_heart")),  # right atrium
-        ((14, -26, 16), (26, 14, 20), 0.7 * tissue("artery") + 0.3 * tissue("right_heart")),  # left atrium: at the back
-    ):
-        place = centre + turn @ (np.array(offset) * frame.factor)
-        chamber = ellipsoid(patch, place, np.array(size) * frame.factor, turn)
-        canvas.paint(patch.box, patch.fine(np.maximum(chamber, d + 4)), hu, None, over=("heart",))

@@ -25,6 +25,7 @@ _TABLE: dict[str, tuple[float, float, float, float]] = {
     "medulla": (30, 55, 150, 150),
     "pelvis": (8, 8, 15, 420),
     "pancreas": (40, 95, 90, 72),
+    "adrenal": (28, 62, 76, 56),
     "myocardium": (46, 85, 105, 90),
     "bowel": (38, 70, 95, 75),
     "muscle": (52, 56, 62, 62),
