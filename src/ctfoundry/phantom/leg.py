@@ -230,10 +230,12 @@ def _hollow(
     cortex_mm: Field | float,
     spongy: Field,
     upper: Field | float = 0.0,
+    cut: Field | None = None,
 ) -> None:
     """A bone: dense cortex, spongy ends (`spongy` 1), fatty marrow in the shaft (0).
 
-    `upper` is the share with which it is drawn as in the torso, so that the femur's two parts pass into each other.
+    `upper` is the share with which it is drawn as in the torso, so that the femur's parts pass into each
+    other; where `cut` is above 0 another part goes on, without cortex between them.
     """
     loose, dense = bone_hu(body.subject.age_years)
     own = body.key("leg bone").normal(2).clip(-2, 2)
@@ -244,7 +246,7 @@ def _hollow(
     # Thin cortex over spongy bone reads less than the shaft's.
     hu -= (np.float32(0.45) * spongy * (hard - 300)) * (1 - depth)
     hu += upper * (Bone(body).hu(d, shell_mm=2.5) - hu)
-    canvas.paint(patch.box, d, hu, name)
+    canvas.paint(patch.box, d if cut is None else np.maximum(d, cut), hu, name)
 
 
 def _paint_bones(canvas: Canvas, body: Body) -> None:
@@ -269,15 +271,15 @@ def _paint_femur(canvas: Canvas, body: Body, s: int, name: str, old: float) -> N
     if found is not None:
         box, d = found
         whole = _drawn(Patch(box, *space.coordinates(box), (1, 1, 1)))
-        d = np.maximum(d, whole.z + 218)  # above it is the torso's
+        cut = np.maximum(whole.z + 218, -456 - whole.z)  # above it is the torso's, below it the knee's
         spongy = np.clip((-430 - whole.z) / 40, 0, 1).astype(np.float32)
         spongy = np.maximum(spongy, np.clip((whole.z + 262) / 30, 0, 1))
         cortex = (np.interp(whole.z, (-500, -450, -380, -300, -230), (1.6, 3.4, 6.4, 6.4, 4.2)) * old).astype(
             np.float32
         )
         upper = np.clip((whole.z + 300) / 75, 0, 1).astype(np.float32)
-        _hollow(canvas, body, whole, d, name, cortex, spongy, upper)
-    patch = _box(canvas, s, (40, -48, -556), (146, 62, -476))
+        _hollow(canvas, body, whole, d, name, cortex, spongy, upper, cut)
+    patch = _box(canvas, s, (40, -48, -556), (146, 62, -448))
     if patch is None:
         return
     half = both(patch)
@@ -286,14 +288,22 @@ def _paint_femur(canvas: Canvas, body: Body, s: int, name: str, old: float) -> N
         capsule(half, (100, -4, -492), (94, 2, -512), 20, 29, mirror=False),
         10,
     )
+    shaft = np.minimum(
+        capsule(half, (118, 4, -420), (107, 1, -470), 13.6, 16.0, mirror=False),
+        capsule(half, (107, 1, -470), (100, -3, -500), 16.0, 20.0, mirror=False),
+    )
+    joint = smooth_min(joint, shaft, 10)
     groove = np.maximum(np.hypot(half.x - 93, patch.y - 44) - 20, -9 * np.ones_like(half.x))
     notch = np.maximum(np.hypot(half.x - 93, patch.z + 548) - 15, patch.y + 2)
     end = np.maximum(np.maximum(joint, -groove + 2), -notch)
-    fluid = np.minimum(joint, ellipsoid(half, (94, 0, -546), (41, 26, 6)))
+    fluid = np.minimum(np.maximum(joint, half.z + 490), ellipsoid(half, (94, 0, -546), (41, 26, 6)))
     canvas.paint(patch.box, patch.fine(fluid) - np.float32(2.5), 72, None, over=_SOFT)
     grain = patch.fine(sample(grain_key, patch.x, patch.y, patch.z, blob_mm=4))
     d = patch.fine(end)
-    _hollow(canvas, body, patch, d, name, 1.1, np.clip(1 + np.float32(0.12) * grain, 0, 1.5))
+    z = patch.fine(half.z)
+    cortex = (np.interp(z, (-500, -450, -380), (1.2, 3.4, 6.4)) * old).astype(np.float32)
+    spongy = np.clip((-430 - z) / 40, 0, 1).astype(np.float32) * np.clip(1 + np.float32(0.12) * grain, 0, 1.5)
+    _hollow(canvas, body, patch, d, name, cortex, spongy, cut=z + np.float32(456))
     cap = patch.fine(ellipsoid(half, (94, 45, -512), (21, 9.5, 21)))
     _hollow(canvas, body, patch, cap, "patella", 1.6, np.float32(1.3) + 0 * cap)
     for a, b in (((94, 46, -494), (98, 44, -476)), ((94, 45, -530), (94, 34, -576))):  # tendons
