@@ -71,7 +71,16 @@ def test_labels_warped_by_the_field_are_the_labels() -> None:
 
 def test_centroids_go_where_the_field_says() -> None:
     a, b, _ = pair()
-    for name in ("liver", "spleen", "kidney_left", "kidney_right", "heart_myocardium", "vertebrae_T8", "vertebrae_L3", "stomach"):
+    for name in (
+        "liver",
+        "spleen",
+        "kidney_left",
+        "kidney_right",
+        "heart_myocardium",
+        "vertebrae_T8",
+        "vertebrae_L3",
+        "stomach",
+    ):
         mask = np.argwhere(a.labels.voxels == IDS[name])
         moved = points(a.spec, b.spec, a.ct.world(mask)).mean(axis=0)
         np.testing.assert_allclose(moved, metrics.centroid(b.labels, IDS[name]), atol=2.5, err_msg=name)
