@@ -18,7 +18,7 @@ from program import result, run
 
 VERBS = (
     "quickstart", "inspect", "convert", "phantom", "prepare", "pretrain", "embed", "retrieve", "search", "bench", "doctor",
-    "store", "zoo", "explain",
+    "store", "zoo", "explain", "cohort", "evaluate",
 )  # fmt: skip
 
 
