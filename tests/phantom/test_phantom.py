@@ -126,7 +126,7 @@ def test_tissues_have_plausible_hu(seed: int) -> None:
         (("liver",), -5, 90),
         (("spleen",), 25, 75),
         (("kidney_left",), 0, 65),
-        (("heart",), 20, 70),
+        (GROUPS["heart"], 20, 70),
         (("aorta",), 20, 65),
         (("urinary_bladder",), -15, 45),
         (("hip_left", "hip_right", *GROUPS["vertebrae"]), 60, 650),
