@@ -33,6 +33,7 @@ app = typer.Typer(
 VERBS = (
     "quickstart",
     "cohorts",
+    "datasets",
     "inspect",
     "convert",
     "scans",
