@@ -132,11 +132,14 @@ def set_tables(layout: Set, root: Path, rows: Sequence[Row]) -> None:
     files.write_json(root / layout.folder / "dataset.json", data)
 
 
-def _decathlon(task: str, stem: str, classes: Mapping[int, Sequence[str]], names: Mapping[int, str]) -> Set:
-    image, label = f"imagesTr/{stem}_{{n}}.nii.gz", f"labelsTr/{stem}_{{n}}.nii.gz"
+def _decathlon(
+    task: str, stem: str, classes: Mapping[int, Sequence[str]], names: Mapping[int, str], number: str = "{n}"
+) -> Set:
+    name = f"{stem}_{number}.nii.gz"
+    image, label = f"imagesTr/{name}", f"labelsTr/{name}"
     return Set(
         task,
-        {"train": image, "val": image, "test": f"imagesTs/{stem}_{{n}}.nii.gz"},
+        {"train": image, "val": image, "test": f"imagesTs/{name}"},
         {"train": label, "val": label, "test": ""},
         classes,
         names,
@@ -166,7 +169,9 @@ SETS: dict[str, Set] = {
     "msd-liver": _decathlon(
         "Task03_Liver", "liver", {1: ("liver",), 2: ("lesion:liver_lesion",)}, {1: "liver", 2: "cancer"}
     ),
-    "msd-lung": _decathlon("Task06_Lung", "lung", {1: ("lesion:lung_nodule",)}, {1: "cancer"}),
+    "msd-lung": _decathlon(
+        "Task06_Lung", "lung", {1: ("lesion:lung_nodule",)}, {1: "cancer"}, "{n:03d}"
+    ),  # numbers as in abachaa/3D-MIR: Data_Splits
     "msd-spleen": _decathlon("Task09_Spleen", "spleen", {1: ("spleen",)}, {1: "spleen"}),
     "amos": Set(
         "amos22",
