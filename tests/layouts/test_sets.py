@@ -61,7 +61,7 @@ def test_totalsegmentator_numbers_are_our_label_ids():
     ("name", "train", "image", "label", "classes"),
     [
         ("msd-liver", "Task03_Liver", "imagesTr/liver_0.nii.gz", "labelsTr/liver_0.nii.gz", {1: "liver", 2: "lesion 2"}),
-        ("msd-lung", "Task06_Lung", "imagesTr/lung_0.nii.gz", "labelsTr/lung_0.nii.gz", {1: "lesion 1"}),
+        ("msd-lung", "Task06_Lung", "imagesTr/lung_000.nii.gz", "labelsTr/lung_000.nii.gz", {1: "lesion 1"}),
         ("amos", "amos22", "imagesTr/amos_0001.nii.gz", "labelsTr/amos_0001.nii.gz", {1: "spleen", 2: "kidney_right", 3: "kidney_left", 6: "liver", 8: "aorta"}),
         ("word", "WORD-V0.1.0", "imagesTr/word_0001.nii.gz", "labelsTr/word_0001.nii.gz", {1: "liver", 2: "spleen", 3: "kidney_left", 4: "kidney_right"}),
         ("kits23", "dataset", "case_00000/imaging.nii.gz", "case_00000/segmentation.nii.gz", {3: "lesion 3"}),
@@ -241,7 +241,7 @@ def test_writing_again_keeps_what_is_there(tmp_path, monkeypatch):
     """Finished patients are read from their marks; a damaged mark, or another cohort, is written anew."""
     cohort = sets.suited(Cohort(2, 5, view="chest", voxel_mm=12.0), "msd-lung")
     first = sets.write_patient(tmp_path, cohort, "msd-lung", 0)
-    image = tmp_path / "Task06_Lung" / "imagesTr" / "lung_0.nii.gz"
+    image = tmp_path / "Task06_Lung" / "imagesTr" / "lung_000.nii.gz"
     before = image.read_bytes()
     image.write_bytes(b"kept")
     assert sets.write_patient(tmp_path, cohort, "msd-lung", 0) == first
