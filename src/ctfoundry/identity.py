@@ -32,8 +32,10 @@ def salt() -> bytes:
     return path.read_bytes()
 
 
-def name(kind: str, *parts: str) -> str:
+def name(kind: str, *parts: str, key: bytes | None = None) -> str:
     """``scan-3f9a...`` or ``patient-...``: 12 hexadecimal digits of a salted hash of `parts`.
+
+    `key` is the salt, where a process was given that of another machine; by default this machine's.
 
     >>> os.environ["CTFOUNDRY_SALT"] = "doctest"
     >>> name("scan", "1.2.3") == name("scan", "1.2.3"), name("scan", "1.2.3") == name("scan", "1.2.4")
@@ -41,7 +43,7 @@ def name(kind: str, *parts: str) -> str:
     >>> del os.environ["CTFOUNDRY_SALT"]
     """
     text = "\0".join(parts).encode()
-    return f"{kind}-{blake2b(text, digest_size=6, key=salt()[:64]).hexdigest()}"
+    return f"{kind}-{blake2b(text, digest_size=6, key=(key or salt())[:64]).hexdigest()}"
 
 
 def salt_name() -> str:

@@ -36,7 +36,7 @@ VERBS = (
     "datasets",
     "inspect",
     "convert",
-    "scans",
+    "prepare",
     "stores",
     "phantoms",
     "training",

@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -191,6 +191,7 @@ class Store:
         patient: str,
         collection: str = "",
         provenance: Mapping[str, str | int | float | bool] | None = None,
+        mark: Callable[[str], None] = lambda stage: None,
     ) -> Entry:
         """Put a scan into the store; a scan that is there already with the same content is left alone.
 
@@ -203,6 +204,7 @@ class Store:
         patient : salted hash of the patient; scans of one patient share it.
         collection : public name of the collection.
         provenance : facts on the allow-list (`sidecar.PROVENANCE`).
+        mark : called with the name of each stage when it is over ("resample", "compress", "write"), for clocks.
 
         Raises
         ------
@@ -214,6 +216,7 @@ class Store:
         check_collection(collection)
         facts, notes = check_provenance(provenance or {}), check_notes(volume.notes)
         hu = grids.canonical(volume, self.grid)
+        mark("resample")
         if max(hu.shape) > AXIS_LIMIT or int(np.prod(hu.shape)) > VOXEL_LIMIT:
             raise LimitError(
                 f"a scan of shape {hu.shape} is over the limit of {AXIS_LIMIT} voxels an axis, {VOXEL_LIMIT} in all",
@@ -247,8 +250,10 @@ class Store:
                 facts,
                 notes,
             )
+            mark("compress")
             files.write_bytes(self._scans / f"{id}.b2nd", data)
             files.write_text(place, sidecar.to_json())
+            mark("write")
         with self._lock:
             self._new[id] = index.row_of(sidecar)
         return self.entry(id)

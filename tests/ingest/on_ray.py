@@ -1,0 +1,63 @@
+"""Started by a test as a process: prepares a store on a Ray cluster of two local nodes, one of which is killed meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+os.environ |= {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DISABLE_IMPORT_WARNING": "1",
+}
+
+from ray.cluster_utils import Cluster as Nodes
+
+from ctfoundry.ingest import prepare_store
+from ctfoundry.ingest.cluster import Cluster
+
+SIZE = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
+
+
+def at_work(parent: int) -> list[int]:
+    """Children of a process that do a task now; Ray names workers by what they do."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            same = int((place / "stat").read_text().rpartition(")")[2].split()[1]) == parent
+            if same and (place / "cmdline").read_text().startswith("ray::work"):
+                found.append(int(place.name))
+    return found
+
+
+def main(sources: Path, store: Path, kill_after: int) -> None:
+    nodes = Nodes(initialize_head=True, head_node_args=SIZE)
+    second = nodes.add_node(num_cpus=1, object_store_memory=80 << 20)
+    nodes.wait_for_nodes()
+    killed = []
+
+    (raylet,) = second.all_processes["raylet"]
+
+    def kill() -> None:
+        while len(list((store / "scans").glob("[!.]*.json"))) < kill_after or not (busy := at_work(raylet.process.pid)):
+            time.sleep(0.001)
+        for worker in busy:  # a machine goes with all of its processes; Ray's helper kills the raylet alone
+            os.kill(worker, signal.SIGKILL)
+        nodes.remove_node(second, allow_graceful=False)
+        killed.append(len(list((store / "scans").glob("[!.]*.json"))))
+
+    threading.Thread(target=kill, daemon=True).start()
+    said: list[str] = []
+    outcome = prepare_store([sources], store, "native", executor=Cluster(nodes.address, workers=4), say=said.append)
+    print(json.dumps({"added": len(outcome.added), "killed": killed, "said": said, "left_out": outcome.rules}))
+    nodes.shutdown()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
