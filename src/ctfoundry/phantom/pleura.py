@@ -51,14 +51,20 @@ def _layer(canvas: Canvas, body: Body, lesion: Lesion) -> _Layer | None:
     return _Layer(patch, depth, down, tuple(lobe for lobe in LUNGS if lobe.endswith(name)))
 
 
-def _at_the_wall(canvas: Canvas, layer: _Layer, value: Field) -> Field:
-    """What a voxel holds with `value` in the place of lung: at the chest wall some of it is wall, and stays so."""
+def _at_the_wall(canvas: Canvas, layer: _Layer, value: Field, thick: Field) -> Field:
+    """What a voxel holds with `value` in the place of lung: at the chest wall some of it is wall, and stays so.
+
+    Voxels that are mostly wall, beside a layer of some thickness, get their share in place; the others are returned.
+    """
     box = layer.patch.box
     lung = np.isin(canvas.labels[box], [IDS[name] for name in layer.lungs])
     under = canvas.hu[box]
     usual = float(np.median(under[lung])) if lung.any() else -850.0
     part = canvas.share(-layer.patch.fine(layer.depth))  # of the voxel that is lung
-    return np.where(part < 1, under + part * (value - usual), value).astype(np.float32)
+    wall = np.clip((under - part * usual) / np.maximum(1 - part, 0.02), -120, 400)
+    mixed = np.asarray(wall + part * (value - wall), dtype=np.float32)
+    np.copyto(under, mixed, where=~lung & (part > 0) & (part < 0.5) & (under < -120) & (thick > 1))
+    return mixed
 
 
 def _rise(x: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -81,14 +87,14 @@ def paint_effusion(canvas: Canvas, body: Body, tissue: Tissue, lesion: Lesion, m
     distance = patch.fine(layer.depth - thick)
     np.maximum(distance, patch.fine(0.8 - thick), out=distance)  # nothing where the layer has thinned out
     grain = sample(key, patch.x, patch.y, patch.z, blob_mm=16)
+    dense = attribute(lesion, "attenuation") == "dense"
+    fluid = float(key("fluid").uniform(22, 48) if dense else key("fluid").uniform(-3, 24)) + 3 * patch.fine(grain)
+    fluid = _at_the_wall(canvas, layer, fluid, patch.fine(thick))
     # The lung next to it is pressed airless, less so with distance.
     band = np.float32(2 + 0.45 * size)
     squeezed = np.clip(1.5 - 1.5 * distance / band, 0, 1) ** 1.5 * patch.fine(_rise(thick, 2, 12))
     airless = (34.0, 60.0, 78.0, 66.0)[tissue.phase]
     canvas.blend(patch.box, squeezed * 0.95, airless, over=layer.lungs)
-    dense = attribute(lesion, "attenuation") == "dense"
-    fluid = float(key("fluid").uniform(22, 48) if dense else key("fluid").uniform(-3, 24)) + 3 * patch.fine(grain)
-    fluid = _at_the_wall(canvas, layer, fluid)
     canvas.paint(patch.box, distance, fluid, "pleural_effusion", over=layer.lungs, mark=mark)
 
 
@@ -109,7 +115,9 @@ def paint_pneumothorax(canvas: Canvas, body: Body, lesion: Lesion, mark: int) ->
     lung = np.isin(canvas.labels[patch.box], [IDS[n] for n in layer.lungs])
     dense = (before + 1000) * np.float32(1 + 0.022 * size) - 1000
     np.copyto(before, np.minimum(dense, 60), where=lung & (before < 0))
-    air = _at_the_wall(canvas, layer, np.full(distance.shape, enclosed_air(body), np.float32))
-    line = canvas.share(np.abs(distance - np.float32(0.5)) - np.float32(0.5))
+    air = _at_the_wall(canvas, layer, np.full(distance.shape, enclosed_air(body), np.float32), patch.fine(thick))
+    # The pleura is half a millimetre: a voxel on it holds as much of it as it is thick.
+    voxel = canvas.space.voxel_mm
+    line = np.clip(1 - np.abs(distance - np.float32(0.3)) / voxel, 0, 1) * np.float32(min(0.6 / voxel, 1.0))
     canvas.paint(patch.box, distance, air, "pneumothorax", over=layer.lungs, mark=mark)
-    canvas.blend(patch.box, line * np.float32(0.8) * (distance > -0.5), -50.0, over=layer.lungs)
+    canvas.blend(patch.box, line * (distance > -0.5), 20.0, over=layer.lungs)

@@ -80,6 +80,10 @@ def _wear_lung(canvas: Canvas, body: Body, tissue: Tissue, key: Key, has: dict[s
     def texture(name: str, blob_mm: float) -> np.ndarray:
         return sample(key(name, side), patch.x, patch.y, patch.z, blob_mm=blob_mm)
 
+    # A shallow breath or full vessels make all of the lung denser, a deep one thinner.
+    tone = 1 + body.subject.wear * float(key("tone").uniform(-0.25, 1.1))
+    lung = np.isin(canvas.labels[patch.box], [IDS[name] for name in lobes]) & (under < -600)
+    np.copyto(under, (under + 1000) * np.float32(tone) - 1000, where=lung)
     if has["emphysema"]:  # more in the upper lobes; vessels stay
         upper = _strength(key("emphysema"), -0.9, 0.5) + 0.006 * (patch.z - 340)
         holes = patch.fine(np.clip(1.3 * (texture("emphysema", 17) + upper), 0, 1))
