@@ -26,7 +26,7 @@ NAMES = {"1": "liver", "2": "kidney_left", "5": "thing"}
 @pytest.fixture
 def convert(capsys: pytest.CaptureFixture[str]) -> Any:
     """``ctfoundry convert ARGUMENTS --json`` without a process; returns the document."""
-    for module in ("convert", "scans"):  # two verbs at least, or typer makes the one the whole program
+    for module in ("convert", "inspect"):  # two verbs at least, or typer makes the one the whole program
         importlib.import_module(f"ctfoundry.cli.{module}")
 
     def run(*arguments: object) -> Any:

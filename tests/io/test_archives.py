@@ -327,7 +327,7 @@ def test_local_headers_that_disagree(tmp_path: Path) -> None:
     for at, value in ((30, b"X"), (8, b"\0\0"), (0, b"QQ")):
         path = patched(of(tmp_path / "a.zip", ct_nii=content), at, value, b"PK\3\4")
         if at == 0:
-            assert not archives.is_zip(path.read_bytes()[:4])
+            assert not zip_directory.is_zip(path.read_bytes()[:4])
             continue
         with pytest.raises(ReadError, match="another file than the archive says"):
             io.read(path)
@@ -501,6 +501,15 @@ def test_a_dicomdir_mounted_in_small_letters(tmp_path: Path) -> None:
     for place in sorted(path.parent.rglob("*"), reverse=True):
         place.rename(place.with_name(place.name.lower()))
     np.testing.assert_array_equal(io.read(path.parent / "dicomdir").voxels, voxels(1))
+
+
+def test_a_damaged_file_of_a_dicomdir_is_named(tmp_path: Path) -> None:
+    """Without the first or last slice the rest would still be one regular volume."""
+    path = medium(tmp_path)
+    file = next(p for p in sorted(path.parent.rglob("*")) if p.is_file() and p != path)
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(ReadError, match=rf"{file.name}: ends within its header"):
+        io.read(path)
 
 
 def test_missing_files_of_a_dicomdir_are_named(tmp_path: Path) -> None:

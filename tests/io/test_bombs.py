@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import shutil
+import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from ctfoundry import geometry, io
 from ctfoundry.errors import NotAScanError, ReadError, TooLargeError, TruncatedError
 from ctfoundry.io import stream
+from ctfoundry.io.dicom_write import write_series
 from ctfoundry.io.stream import Stream
 from ctfoundry.volume import Volume
 
@@ -171,3 +178,89 @@ def test_bombs_under_a_limit_of_memory(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     total = f"voxels {int(VOXELS.sum(dtype=np.int64))}"
     assert done.stdout.splitlines() == [total] * len(BOMBS) + ["error TooLargeError"] * 3
+
+
+# Beside the readers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def swelling(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A series whose first slice unpacks to a quarter of a gigabyte behind its pixels."""
+    folder = tmp_path_factory.mktemp("swelling")
+
+    def change(data: Any, d: int) -> None:
+        if d == 0:
+            data.add_new(0x7FE10010, "LO", "private")
+            data.add_new(0x7FE11001, "OB", bytes(1 << 28))
+
+    stored = np.zeros((3, 6, 7), np.int16)
+    write_series(folder, stored, AFFINE, change=change, syntax=str(DeflatedExplicitVRLittleEndian))
+    return folder
+
+
+@contextmanager
+def memory(limit: int) -> Iterator[None]:
+    """Fails where more bytes than `limit` are held at one time within."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_structure_set_without_series_beside_a_series_that_swells(swelling: Path, tmp_path: Path) -> None:
+    """Its frame of reference is looked up in the series' headers."""
+    write_series(tmp_path / "ct", np.zeros((3, 6, 7), np.int16), AFFINE)
+    labels = Volume(np.ones((3, 6, 7), np.uint8), AFFINE, "label", names={1: "liver"})
+    io.write_rtstruct(labels, tmp_path / "study" / "rs.dcm", tmp_path / "ct")
+    data: Any = pydicom.dcmread(tmp_path / "study" / "rs.dcm")
+    del data.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence
+    data.save_as(tmp_path / "study" / "rs.dcm")
+    shutil.copytree(swelling, tmp_path / "study" / "ct")
+    with memory(1 << 28):
+        found = {f.modality: f for f in io.discover(tmp_path / "study").found}
+        assert found["RTSTRUCT"].image == found["CT"].series
+
+
+def test_labels_written_beside_a_series_that_swells(swelling: Path, tmp_path: Path) -> None:
+    labels = Volume(np.ones((3, 6, 7), np.uint8), AFFINE, "label", names={1: "liver"})
+    with memory(1 << 28):
+        io.write_rtstruct(labels, tmp_path / "rs.dcm", swelling)
+    written: Any = pydicom.dcmread(tmp_path / "rs.dcm")
+    assert written.PatientID == "P-1"
+
+
+def test_a_deflated_dicomdir_that_hides_its_coding(tmp_path: Path) -> None:
+    """The transfer syntax behind two kilobytes of the meta group, where a look at the first bytes misses it."""
+
+    def element(tag: bytes, vr: bytes, value: bytes) -> bytes:
+        long = vr in (b"OB", b"UN")
+        return tag + vr + (b"\0\0" + struct.pack("<I", len(value)) if long else struct.pack("<H", len(value))) + value
+
+    group = (
+        element(b"\2\0\2\0", b"UI", b"1.2.840.10008.1.3.10")
+        + element(b"\2\0\2\1", b"OB", bytes(2048))
+        + element(b"\2\0\x10\0", b"UI", b"1.2.840.10008.1.2.1.99")
+    )
+    pack = zlib.compressobj(9, wbits=-15)
+    body = pack.compress(
+        element(b"\x09\0\x10\0", b"LO", b"private ") + b"\x09\0\1\x10OB\0\0" + struct.pack("<I", 1 << 28)
+    )
+    body += b"".join(pack.compress(bytes(1 << 24)) for _ in range(16)) + pack.flush()
+    path = tmp_path / "DICOMDIR"
+    path.write_bytes(bytes(128) + b"DICM" + group + body)
+    with memory(1 << 28), pytest.raises(ReadError, match="deflated DICOMDIR"):
+        io.read(path)
+
+
+def test_a_huge_number_of_a_structure_costs_nothing(tmp_path: Path) -> None:
+    write_series(tmp_path / "ct", np.zeros((3, 6, 7), np.int16), AFFINE)
+    labels = Volume(np.ones((3, 6, 7), np.uint8), AFFINE, "label", names={1: "liver"})
+    io.write_rtstruct(labels, tmp_path / "rs.dcm", tmp_path / "ct")
+    data: Any = pydicom.dcmread(tmp_path / "rs.dcm")
+    data.StructureSetROISequence[0].ROINumber = data.ROIContourSequence[0].ReferencedROINumber = (1 << 31) - 1
+    data.save_as(tmp_path / "rs.dcm")
+    with memory(1 << 28):
+        read = io.read_rtstruct(tmp_path / "rs.dcm", labels.grid, overlap="smallest")
+    assert np.unique(read.voxels).tolist() == [(1 << 31) - 1]

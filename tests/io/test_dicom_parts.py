@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 
 from ctfoundry import geometry, io
-from ctfoundry.errors import DuplicateSlicesError, MissingSlicesError, NotAScanError
+from ctfoundry.errors import DuplicateSlicesError, MissingSlicesError, NotAScanError, ReadError, UsageError
 from ctfoundry.io.dicom_write import UID, write_series
+from ctfoundry.io.references import source_of
+from ctfoundry.retrieval import sources
+from ctfoundry.volume import Volume
 
 AFFINE = geometry.make_affine((2.5, 0.8, 1.3), "SPL", (30.0, 40.0, -100.0))
 SHAPE = (6, 5, 7)
@@ -319,3 +322,34 @@ def test_a_series_spread_over_folders(tmp_path: Path) -> None:
         f"acquisition {k}": write(tmp_path / "case" / f"part{k}", k, tag("AcquisitionNumber", k)) for k in (1, 2)
     }
     check(tmp_path / "case", expected)
+
+
+# Names ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("numbers", [(1, 2), (2, 10)])
+def test_a_part_has_one_name_and_number_everywhere(numbers: tuple[int, int], tmp_path: Path) -> None:
+    """`read`, `discover`, the commands on scans, and what is written beside a series understand the same texts."""
+    for k in numbers:
+        write(tmp_path / "study" / "ct", k, tag("AcquisitionNumber", k))
+    for place in (tmp_path / "study" / "ct", tmp_path / "study"):
+        listed = io.discover(place)
+        for k, number in enumerate(numbers, 1):
+            expected = values(number)
+            for name in (f"{UID}.1@{k}", f"{UID}.1@acquisition {number}"):
+                text = f"{place}#{name}"
+                np.testing.assert_array_equal(io.read(text).voxels, expected)
+                (found,) = listed.named(name)
+                np.testing.assert_array_equal(found.read().voxels, expected)
+                np.testing.assert_array_equal(sources.resolve([text]).one(text).read().voxels, expected)
+                assert source_of(text).paths == found.paths
+        assert len(listed.named(f"{UID}.1")) == 2
+        assert listed.named(f"{UID}.1@3") == listed.named(f"{UID}.2") == ()
+        with pytest.raises(UsageError, match=r"holds 2 volumes .*acquisition"):
+            sources.resolve([f"{place}#{UID}.1"])
+
+
+def test_nothing_is_in_a_file_of_one_volume(tmp_path: Path) -> None:
+    io.write(Volume(values(0), AFFINE), tmp_path / "ct.nii")
+    with pytest.raises(ReadError, match=r"ct\.nii: is one file, so 'liver' is not in it"):
+        io.read(f"{tmp_path / 'ct.nii'}#liver")

@@ -418,3 +418,60 @@ def test_scanner_equals_pydicom_on_real_files(shared_ct: Path) -> None:
     assert len(files) == 48
     for path in files:
         same_as_pydicom(path)
+
+
+# Reasons and losses ---------------------------------------------------------------------------------------------------
+
+
+def test_dicom_that_is_no_hu_says_why(tmp_path: Path) -> None:
+    def change(data: Any, d: int) -> None:
+        data.RescaleType = "US"
+
+    write_series(tmp_path / "raw", values(0, 3000), AFFINE, change=change)
+    write_series(tmp_path / "hu", values(0, 3000), AFFINE)
+    low, high = values(0, 3000).min(), values(0, 3000).max()
+    reason = f"values from {low} to {high}, none below 0: MR, PET, or a picture of a CT?"
+    assert io.read(tmp_path / "raw").notes == (f"not HU: {reason}",)
+    forced = io.read(tmp_path / "raw", kind="hu")
+    assert forced.kind == "hu"
+    assert forced.notes == (f"taken as HU because the caller says so, but {reason}",)
+    assert io.read(tmp_path / "hu", kind="hu").notes == ()  # the file says so itself
+
+
+def test_only_hu_have_fill(tmp_path: Path) -> None:
+    stored = values(-2000, 3000)
+    write_series(tmp_path, stored, AFFINE)
+    other = io.read(tmp_path, kind="other")
+    np.testing.assert_array_equal(other.voxels, stored)
+    assert other.valid is None
+    np.testing.assert_array_equal(io.read(tmp_path).voxels, np.where(stored <= -1500, -1024, stored))
+
+
+def test_slices_that_are_left_out_are_said(tmp_path: Path) -> None:
+    """The last slice garbled, without a place, or of another size: what is left is regular, so only a note can tell."""
+
+    def change(data: Any, d: int) -> None:
+        if d == 5:
+            data.Rows, data.PixelData = data.Rows - 1, data.PixelData[: -2 * data.Columns]
+        if d == 4:
+            del data.ImagePositionPatient
+
+    paths = write_series(tmp_path, values(), AFFINE, change=change)
+    paths[0].write_bytes(paths[0].read_bytes()[:400])
+    volume = io.read(tmp_path)
+    np.testing.assert_array_equal(volume.voxels, values()[1:4])
+    assert volume.notes == (
+        "1 slices of the series left out: each alone in its size, spacing or orientation",
+        "left out beside it, and perhaps slices of it: 1 x damaged DICOM file, 1 x no position in the patient",
+    )
+
+
+def test_plain_pixels_without_a_length_are_refused(tmp_path: Path) -> None:
+    """Only compressed pixels come in fragments; here pydicom would inflate the file, which may be a bomb, to look for them."""
+    path = write_series(tmp_path, values()[:1], AFFINE)[0]
+    data = path.read_bytes()
+    at = data.rindex(b"\xe0\x7f\x10\0")
+    item = b"\xfe\xff\0\xe0" + bytes(4) + b"\xfe\xff\0\xe0" + data[at + 8 : at + 12] + data[at + 12 :]
+    path.write_bytes(data[: at + 8] + b"\xff" * 4 + item + b"\xfe\xff\xdd\xe0" + bytes(4))
+    with pytest.raises(ReadError, match="give no length"):
+        io.read(path)

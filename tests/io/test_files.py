@@ -362,6 +362,7 @@ def test_text_headers_are_read(tmp_path: Path) -> None:
         ({"encoding": "hex"}, ReadError, "packs its voxels as 'hex'"),
         ({"drop": "space"}, GeometryError, "names no space"),
         ({"drop": "space directions"}, GeometryError, "no space directions"),
+        ({"drop": "space origin"}, GeometryError, "no space origin"),
         ({"drop": "endian"}, ReadError, "endian"),
         ({"space_directions": "(1,0,0) (0,1,0) (0,1,0)"}, GeometryError, "span"),
         ({"space_directions": "(nan,0,0) (0,1,0) (0,0,1)"}, GeometryError, "finite"),

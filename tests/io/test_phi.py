@@ -416,7 +416,7 @@ def test_a_deflate_bomb_stops_at_the_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(dicom_header, "HEADER_LIMIT", 1 << 20)
     (path,) = write(tmp_path, lambda data: None, syntax=dicom_header.DEFLATED)
     start = path.read_bytes()
-    at_ = dicom_header._meta(start)[1]
+    at_ = dicom_header.meta(start)[1]
     pack = zlib.compressobj(9, zlib.DEFLATED, -15)
     element = struct.pack("<HH2sHI", 0x0008, 0x0008, b"UT", 0, 1 << 30)
     path.write_bytes(start[:at_] + pack.compress(element + bytes(1 << 26)) + pack.flush())

@@ -268,7 +268,9 @@ def test_fractional_needs_a_threshold(tmp_path: Path) -> None:
         read_seg(path)
     labels = read_seg(path, threshold=0.5)
     np.testing.assert_array_equal(labels.voxels[0], shares >= 100)  # a share of the stated maximum, 200
-    assert labels.notes == ("fractional segments cut at a share of 0.5",)
+    mask = next(iter(read_seg_masks(path, threshold=0.5).values()))
+    np.testing.assert_array_equal(mask.voxels, labels.voxels)
+    assert labels.notes == mask.notes == ("fractional segments cut at a share of 0.5",)
     with pytest.raises(UsageError, match=r"not 1\.5"):
         read_seg(path, threshold=1.5)
 
@@ -500,7 +502,7 @@ def test_what_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ReadError, match="is not a folder"):
         write_seg(volume(AFFINE), target, tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(NotAScanError, match="holds no CT series"):
+    with pytest.raises(NotAScanError, match="holds no DICOM CT series"):
         write_seg(volume(AFFINE), target, tmp_path / "empty")
     files = sorted(source.iterdir())
     write_seg(volume(AFFINE), target, files)  # files in any order do, too

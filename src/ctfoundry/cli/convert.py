@@ -97,10 +97,10 @@ def _read(scan: str, like: str, options: dict[str, Any], threshold: float | None
 def _grid(like: str) -> Grid:
     """The grid of an image; of a DICOM series from its headers alone."""
     from ctfoundry import io
+    from ctfoundry.io.places import place_of
     from ctfoundry.io.references import source_of
 
-    folder = like if Path(like).is_dir() else like.rpartition("#")[0]
-    return source_of(like).grid if folder and Path(folder).is_dir() else io.read(like).grid
+    return source_of(like).grid if place_of(like)[0].is_dir() else io.read(like).grid
 
 
 def _table(path: Path, names: dict[int, str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 from ctfoundry.errors import CTFoundryError, ReadError
 from ctfoundry.io import Discovery, Facts, Found, Skip, discover, discovery, reading, studies
 from ctfoundry.io.phi import tidy
+from ctfoundry.io.places import place_of
 from ctfoundry.report.text import visible
 
 _HEAD = 1 << 18
@@ -24,18 +25,18 @@ def look(path: str) -> tuple[Path, Discovery]:
 
     Raises ReadError when there is nothing there.
     """
-    place, series = reading._place(path)
+    place, name = place_of(path)
     if not place.exists():
         raise ReadError("does not exist", where=place, do="check the path")
     try:
         whole = discover(place)
     except ReadError:
-        if place.is_dir() or series is not None or not place.is_file():
+        if place.is_dir() or name is not None or not place.is_file():
             raise
         return place, _one_file(place)
-    if series is None:
+    if name is None:
         return place, whole
-    wanted = tuple(f for f in whole.found if series in (f.series, f.name.rpartition("#")[2], *f.members))
+    wanted = whole.named(name)
     if not wanted:
         raise ReadError("holds no such series or file", where=path, do="leave out what follows the #")
     return place, Discovery(place, wanted, ())
@@ -55,7 +56,7 @@ def _one_file(path: Path) -> Discovery:
         )
     if form is None:
         return Discovery(path, (), (Skip(path, "empty file" if not start else discovery.NO_SCAN_FILE),))
-    return Discovery(path, (discovery._from_file(path, form)[0],), ())
+    return Discovery(path, (discovery.from_file(path, form)[0],), ())
 
 
 def rows(found: Discovery, *, paths: bool = False, patients: bool = False) -> list[dict[str, Any]]:
@@ -107,7 +108,7 @@ def _row(item: Found, verdict: studies.Verdict) -> dict[str, Any]:
         "tilt_deg": round(facts.tilt_deg, 2),
         "kernel": tidy(facts.kernel, known),
         "sharpness": studies.sharpness(facts.kernel),
-        "kvp": facts.kvp,
+        "kvp": facts.kvp if facts.kvp and 0 < facts.kvp <= 300 else None,  # a record number is no voltage
         "contrast": tidy(facts.contrast, known),
         "phase": studies.phase(facts, item.part),
         "image_type": [tidy(v, known) for v in facts.image_type],
@@ -142,4 +143,4 @@ def _values(item: Found) -> str:
             header = slices[0]
     except (CTFoundryError, OSError):
         return "?"
-    return "HU" if dicom._says_hu(header) else "by values"
+    return "HU" if dicom.says_hu(header) else "by values"

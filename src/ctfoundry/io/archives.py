@@ -30,11 +30,6 @@ NO_SCAN = "zip archive without a scan"
 """Reason for an archive that holds nothing of interest."""
 
 
-def is_zip(start: bytes) -> bool:
-    """Whether `start` begins a zip archive."""
-    return start[:4] in (b"PK\3\4", b"PK\5\6")
-
-
 @dataclass(frozen=True)
 class _Place:
     """A private folder with files of an archive under numbers."""
@@ -202,8 +197,7 @@ def read(
 
     seen = _look(path)
     found, lone = seen.discovery, seen.lone
-    series = (name or "").partition("@")[0]
-    items = [f for f in found.found if name is None or f.series == series or f.members == (name,)]
+    items = list(found.found if name is None else found.named(name))
     slices = [f for f in items if f.format == "dicom" and f.modality not in drawn.MODALITIES]
     if (slices and all(f.format == "dicom" for f in items)) or (not items and lone):
         wanted = list(dict.fromkeys([n for f in slices for n in f.members] or lone))

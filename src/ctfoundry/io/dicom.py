@@ -19,7 +19,7 @@ import numpy as np
 from ctfoundry.errors import NotAScanError, ReadError, TruncatedError
 from ctfoundry.io import decoding, enhanced, kinds, regrid, stack
 from ctfoundry.io.decoding import Decoders
-from ctfoundry.io.dicom_header import BIG_ENDIAN, DEFLATED, Header, read_header
+from ctfoundry.io.dicom_header import BIG_ENDIAN, DEFLATED, RAW_SYNTAXES, Header, read_header
 from ctfoundry.io.stream import CAP, Stream, check_cap
 from ctfoundry.volume import AIR, Kind, Volume
 
@@ -43,6 +43,8 @@ _CLASSES = {  # SOP classes (PS3.4 B.5) that are met beside CT slices, and what 
 
 NO_PLACE = "no position in the patient"
 """Reason for slices without Image Position or Image Orientation."""
+NO_PIXELS = "no pixels"
+"""Reason for slices without pixel data, rows or columns."""
 DAMAGED = "damaged DICOM file"
 """Reason for files that begin as DICOM and cannot be parsed."""
 
@@ -68,7 +70,7 @@ def why_not(header: Header) -> str | None:
     if "LOCALIZER" in header.image_type.upper():
         return "localizer"
     if not header.has_pixels or not (header.rows and header.columns):
-        return "no pixels"
+        return NO_PIXELS
     if header.samples != 1:
         return "colour image"
     if header.frames != 1 and not is_enhanced:
@@ -121,7 +123,7 @@ def read_stack(
     """The volume of slices of one group (`parts.split`), in any order.
 
     The kind is "hu" when every slice has a rescale slope and intercept whose type is HU or not given; otherwise it is
-    recognised by the values (`kinds`). A gantry tilt is undone, and said in `notes`. `where` names the series in errors.
+    recognised by the values (`kinds`), and a note says why where these are no HU. A gantry tilt is undone, and said in `notes`. `where` names the series in errors.
 
     Parameters
     ----------
@@ -140,20 +142,21 @@ def read_stack(
     threads = threads or default_threads()
     with warnings.catch_warnings(), Decoders() as decoders:  # around the threads: warning filters belong to the process
         warnings.simplefilter("ignore")
+        said = kind in (None, "hu") and all(says_hu(h) for h in ordered)
         if all(h.allocated <= _BITS and _is_whole(h) for h in ordered):
-            voxels, valid, padded = _read_whole(ordered, threads, decoders)
+            voxels, valid, padded = _read_whole(ordered, threads, decoders, hu=said)
         else:
             voxels, valid, padded = None, None, 0
         if voxels is None:
             check_cap(size * 4, cap, where)
             voxels, valid, padded = _read_float(ordered, threads, decoders)
-    kind = "hu" if kind is None and all(_says_hu(h) for h in ordered) else kinds.decide(voxels, kind, where)
+    kind, notes = ("hu", ()) if said else kinds.judge(voxels, kind, where)
     if kind == "hu" and valid is not None:
         voxels[~valid] = AIR
     voxels, more = kinds.finished(voxels, kind)
     if more is not None:
         valid = more if valid is None else valid & more
-    notes = plan.notes
+    notes = plan.notes + notes
     if padded and kind == "hu":
         notes += (f"{padded:,} voxels of a Pixel Padding Value that would be tissue became air",)
     if plan.shift is not None or plan.between is not None:
@@ -166,7 +169,8 @@ def read_stack(
     return Volume(voxels, plan.grid.affine, kind, valid=valid, source="dicom", notes=notes)
 
 
-def _says_hu(header: Header) -> bool:
+def says_hu(header: Header) -> bool:
+    """Whether a slice says that its numbers are HU once they are rescaled (PS3.3 C.11.1.1.2; CT images need no type)."""
     return header.slope is not None and header.intercept is not None and header.rescale_type in ("", "HU")
 
 
@@ -192,6 +196,8 @@ def check_pixels(header: Header) -> None:
     if header.photometric not in ("MONOCHROME1", "MONOCHROME2"):
         raise NotAScanError(f"is {header.photometric or 'of no kind of grey'}", where=header.path)
     if not header.plain:
+        if header.syntax in RAW_SYNTAXES:  # only compressed pixels may be fragments (PS3.5 A.4)
+            raise ReadError("its pixels are said not to be compressed, but give no length", where=header.path)
         decoding.frames_of(header)
         return
     need = header.rows * header.columns * header.allocated // 8 * header.frames
@@ -225,9 +231,12 @@ def _each(count: int, work: Callable[[int], None], threads: int) -> None:
 
 
 def _read_whole(
-    headers: list[Header], threads: int, decoders: Decoders
+    headers: list[Header], threads: int, decoders: Decoders, *, hu: bool
 ) -> tuple[np.ndarray | None, np.ndarray | None, int]:
-    """(HU as int16, valid or None, padding that would be tissue); (None, None, 0) when some value does not fit."""
+    """(rescaled values as int16, valid or None, padding that would be tissue); (None, None, 0) when some do not fit.
+
+    Fill becomes air here only where the headers say that the values are `hu`; else their kind is not known yet.
+    """
     first = headers[0]
     out = np.empty((len(headers), first.rows, first.columns), dtype=np.int16)
     measured: dict[int, np.ndarray] = {}
@@ -244,7 +253,7 @@ def _read_whole(
         if padding is not None:
             measured[k] = ~padding
             padded[k] = _tissue(header, padding)
-        if high > 32767:
+        if high > 32767 or (low < -32768 and not hu):
             too_wide.append(k)
         elif low < -32768:  # fill that only becomes so low by the intercept
             wide = stored.astype(np.int64) * slope + intercept
@@ -259,7 +268,7 @@ def _read_whole(
                 np.multiply(out[k], np.array(slope).astype(np.int16), out=out[k])
             if intercept != 0:
                 np.add(out[k], np.array(intercept).astype(np.int16), out=out[k])
-            if low <= kinds.FILL_HU:
+            if hu and low <= kinds.FILL_HU:
                 fill = out[k] <= kinds.FILL_HU
                 out[k][fill] = AIR
                 measured[k] = measured.get(k, True) & ~fill

@@ -31,10 +31,14 @@ RAW_SYNTAXES = (IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN)
 """Transfer syntaxes whose pixels are plain numbers."""
 
 PIXELS = 0x7FE00010
-_UNDEFINED = 0xFFFFFFFF
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
-_SHORT_VRS = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+UNDEFINED = 0xFFFFFFFF
+"""Length of an element that ends by a mark."""
+ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+"""Tags of the marks in sequences."""
+LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
+"""Value representations whose length takes four bytes."""
+SHORT_VRS = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+"""Those whose length takes two."""
 _DEEPEST = 16  # nested sequences
 
 _PHASE = 0x00209241  # the one binary floating number among them
@@ -184,7 +188,7 @@ def _is_bare(start: bytes) -> bool:
         or start[2:4] not in (b"\0\0", b"\x05\0", b"\x08\0", b"\x16\0")
     ):
         return False
-    return start[4:6] in _SHORT_VRS or int.from_bytes(start[4:8], "little") <= 128
+    return start[4:6] in SHORT_VRS or int.from_bytes(start[4:8], "little") <= 128
 
 
 def read_header(path: str, start: bytes | None = None) -> Header:
@@ -311,7 +315,7 @@ def decimals(value: bytes | None) -> tuple[float, ...]:
 
 def _scan_file(path: str, start: bytes, wanted: frozenset[int]) -> tuple[dict[int, bytes], Coding, int, int]:
     """As `elements`; reads on where the header is long."""
-    syntax, at = _meta(start)
+    syntax, at = meta(start)
     deflated = syntax == DEFLATED
     coding = Coding(syntax, syntax != IMPLICIT, ">" if syntax == BIG_ENDIAN else "<", at if deflated else 0)
     have = start[:at] + _inflated(path, at, FIRST_READ) if deflated else start
@@ -319,7 +323,7 @@ def _scan_file(path: str, start: bytes, wanted: frozenset[int]) -> tuple[dict[in
         values: dict[int, bytes] = {}
         try:
             pixels, length = _scan(have, at, coding.explicit, coding.order, values, wanted)
-            return values, coding, pixels, -1 if length == _UNDEFINED else length
+            return values, coding, pixels, -1 if length == UNDEFINED else length
         except _NeedMoreError as stop:
             if _is_no_image(values):
                 return values, coding, -1, -1  # a structure set or report: its sequences need not be read
@@ -349,20 +353,23 @@ def _is_no_image(values: dict[int, bytes]) -> bool:
     return bool(name) and not name.startswith(b"1.2.840.10008.5.1.4.1.1.2")
 
 
-def _meta(start: bytes) -> tuple[str, int]:
-    """Transfer syntax and the byte behind the file's meta group (always explicit little endian)."""
+def meta(start: bytes) -> tuple[str, int]:
+    """Transfer syntax and the byte behind the file's meta group (always explicit little endian).
+
+    Raises ValueError or struct.error for a group that is garbled or longer than `start`.
+    """
     at = 132 if start[128:132] == b"DICM" else 0
     syntax = b""
     while start[at : at + 2] == b"\x02\0":
         tag, _, length, value = element(start, at, True, "<")
-        if length == _UNDEFINED or value + length > len(start):
+        if length == UNDEFINED or value + length > len(start):
             raise _UnusualError
         if tag == 0x00020010:
             syntax = start[value : value + length].rstrip(b" \0")
         at = value + length
     if not syntax:  # a bare data set: explicit when a value representation stands where one should
         vr = start[at + 4 : at + 6]
-        return (EXPLICIT if vr in _SHORT_VRS or vr in _LONG_VRS else IMPLICIT), at
+        return (EXPLICIT if vr in SHORT_VRS or vr in LONG_VRS else IMPLICIT), at
     return syntax.decode("latin-1"), at
 
 
@@ -380,9 +387,9 @@ def element(data: bytes, at: int, explicit: bool, order: str) -> tuple[int, byte
         group, number, length = struct.unpack_from("<HHI", data, at)
         return group << 16 | number, b"", length, at + 8
     group, number, vr, length = struct.unpack_from(order + "HH2sH", data, at)
-    if vr in _SHORT_VRS:
+    if vr in SHORT_VRS:
         return group << 16 | number, vr, length, at + 8
-    if vr in _LONG_VRS:
+    if vr in LONG_VRS:
         (length,) = struct.unpack_from(order + "I", data, at + 8)
         return group << 16 | number, vr, length, at + 12
     raise _UnusualError
@@ -408,8 +415,8 @@ def _scan(
             group, number, vr, length = unpack(data, at)
             tag = group << 16 | number
             at += 8
-            if vr not in _SHORT_VRS:
-                if vr not in _LONG_VRS:
+            if vr not in SHORT_VRS:
+                if vr not in LONG_VRS:
                     raise _UnusualError
                 (length,) = struct.unpack_from(order + "I", data, at)
                 at += 4
@@ -418,7 +425,7 @@ def _scan(
         last = tag
         if tag >= PIXELS:
             return (at, length) if tag == PIXELS else (-1, -1)
-        if length == _UNDEFINED:
+        if length == UNDEFINED:
             if vr not in (b"SQ", b"UN", b""):
                 raise _UnusualError
             begin = at
@@ -443,22 +450,22 @@ def _behind_sequence(data: bytes, at: int, explicit: bool, order: str, depth: in
             raise _NeedMoreError
         group, number, length = struct.unpack_from(order + "HHI", data, at)
         tag, at = group << 16 | number, at + 8
-        if tag == _SEQUENCE_END:
+        if tag == SEQUENCE_END:
             return at
-        if tag != _ITEM:
+        if tag != ITEM:
             raise _UnusualError
-        if length != _UNDEFINED:
+        if length != UNDEFINED:
             at += length
             continue
         while True:
             if at + 8 > len(data):
                 raise _NeedMoreError
             group, number = struct.unpack_from(order + "HH", data, at)
-            if group << 16 | number == _ITEM_END:
+            if group << 16 | number == ITEM_END:
                 at += 8
                 break
             _, vr, inner, at = element(data, at, explicit, order)
-            if inner != _UNDEFINED:
+            if inner != UNDEFINED:
                 at += inner
             elif vr in (b"SQ", b"UN", b""):
                 at = _behind_sequence(data, at, explicit and vr != b"UN", order, depth + 1)
@@ -499,4 +506,4 @@ def _with_pydicom(path: str, wanted: frozenset[int] = WANTED) -> tuple[dict[int,
         tag = 0
     if tag != PIXELS:
         return values, coding, -1, -1
-    return values, coding, at, -1 if length == _UNDEFINED else length
+    return values, coding, at, -1 if length == UNDEFINED else length

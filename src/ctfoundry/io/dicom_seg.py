@@ -116,12 +116,12 @@ def read_seg_masks(
     """
     seg = seg_header(path, cap=cap)
     chosen = pick(seg.names, names, seg.object.path)
-    threshold = _checked_threshold(seg, threshold)
+    stored = _checked_threshold(seg, threshold)
     size = int(np.prod(seg.grid.shape, dtype=object))
     dtype = _label_type(seg.names)
     check_cap(size * len(chosen) * dtype.itemsize, cap, seg.object.path)
     masks = {k: np.zeros(seg.grid.shape, dtype=dtype) for k in chosen}
-    for frame, blocks, bits in _marks(seg, chosen, threshold):
+    for frame, blocks, bits in _marks(seg, chosen, stored):
         number = int(seg.segments[frame])
         if number == 0:
             for k in np.unique(bits).tolist():

@@ -13,6 +13,7 @@ import numpy as np
 from ctfoundry import files
 from ctfoundry.errors import CTFoundryError, ReadError, UsageError
 from ctfoundry.io import stack
+from ctfoundry.io.datasets import data_set
 from ctfoundry.io.references import Source, names_for, onto_source, source_of
 from ctfoundry.io.seg_codes import colour, meaning
 from ctfoundry.volume import Volume
@@ -110,14 +111,9 @@ def source_headers(series: Source) -> list[Dataset]:
 
     Raises ReadError for slices that name no frame of reference, without which nothing can refer to their places.
     """
-    import pydicom
-
     result = []
     for path in dict.fromkeys(series.paths):
-        try:
-            data = pydicom.dcmread(path, stop_before_pixels=True, force=True)
-        except Exception as error:  # pydicom raises many types on damaged files
-            raise ReadError(f"its header cannot be parsed ({error})", where=path) from error
+        data = data_set(path)
         if not data.get("FrameOfReferenceUID"):
             raise ReadError(
                 "names no frame of reference, so nothing can say that it lies in the same place",

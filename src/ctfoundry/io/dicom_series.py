@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ctfoundry.errors import NotAScanError
 from ctfoundry.io import dicom, parts
 from ctfoundry.io.dicom_header import Header
 from ctfoundry.io.parts import Part
+from ctfoundry.io.places import series_of
 from ctfoundry.io.stream import CAP
 from ctfoundry.volume import Kind, Volume
 
 _SHOWN = 24  # volumes listed in a message
+_LOST = (dicom.DAMAGED, dicom.NO_PLACE, dicom.NO_PIXELS)
+"""Reasons of files that may be slices of the very series: what is read without them says so."""
 
 
 def read_folder(
@@ -49,8 +53,20 @@ def read_slices(
     allow_gaps: bool = False,
 ) -> Volume:
     """As `read_folder`, of slices whose headers are known; `skipped` counts what was passed over, `folder` names them."""
-    series, _, part = (name or "").partition("@")
-    volumes = _volumes([h for h in headers if not series or h.series == series])
+    part, notes = chosen(headers, skipped, folder, name)
+    volume = dicom.read_stack(part.headers, part.where, kind=kind, cap=cap, threads=threads, allow_gaps=allow_gaps)
+    return replace(volume, notes=volume.notes + notes) if notes else volume
+
+
+def chosen(
+    headers: list[Header], skipped: Mapping[str, int], folder: Path, name: str | None
+) -> tuple[Part, tuple[str, ...]]:
+    """(the volume that `name` says, or the only one; notes of slices that it may lack), of slices in `folder`.
+
+    Raises NotAScanError where there is none or more than one, with their names.
+    """
+    series, part = series_of(name)
+    volumes, lone = _volumes([h for h in headers if not series or h.series == series])
     if not volumes:
         seen = ", ".join(f"{count} x {reason}" for reason, count in sorted(skipped.items())) or "no file"
         raise NotAScanError(
@@ -59,23 +75,28 @@ def read_slices(
             do="name a file, or a folder with the slices",
         )
     if part:
-        chosen = [v for k, v in enumerate(volumes, 1) if part in (v.name, str(k))]
-        if not chosen:
+        named = [v for k, v in enumerate(volumes, 1) if part in (v.name, str(k))]
+        if not named:
             raise NotAScanError(
                 f"has no part {part!r} in series {series}; it has {_listed(volumes)}",
                 where=folder,
                 do="name one of these",
             )
-        volumes = chosen[:1]
+        volumes = named[:1]
     if len(volumes) > 1:
         raise NotAScanError(
             f"holds {len(volumes)} stacks of slices: {_listed(volumes)}",
             where=folder,
             do="name one as FOLDER#SeriesInstanceUID or FOLDER#SeriesInstanceUID@PART, as listed",
         )
-    return dicom.read_stack(
-        volumes[0].headers, volumes[0].where, kind=kind, cap=cap, threads=threads, allow_gaps=allow_gaps
-    )
+    apart = sum(h.series == volumes[0].headers[0].series for h in lone)
+    notes = []
+    if apart:
+        notes.append(f"{apart} slices of the series left out: each alone in its size, spacing or orientation")
+    lost = [f"{skipped[reason]} x {reason}" for reason in _LOST if skipped.get(reason)]
+    if lost:
+        notes.append(f"left out beside it, and perhaps slices of it: {', '.join(lost)}")
+    return volumes[0], tuple(notes)
 
 
 def read_file(
@@ -105,7 +126,7 @@ def read_file(
                 where=path,
                 do=f"read {path.parent}#{first.series}",
             )
-    volumes = _volumes(slices)
+    volumes, _ = _volumes(slices)
     if len(volumes) > 1:
         raise NotAScanError(
             f"holds {len(volumes)} stacks of slices: {_listed(volumes)}", where=path, do="name one of these"
@@ -113,10 +134,12 @@ def read_file(
     return dicom.read_stack(volumes[0].headers, str(path), kind=kind, cap=cap, threads=threads, allow_gaps=allow_gaps)
 
 
-def _volumes(headers: list[Header]) -> list[Part]:
-    """The volumes; lone slices only where there is nothing else."""
+def _volumes(headers: list[Header]) -> tuple[list[Part], list[Header]]:
+    """(the volumes, lone slices left out); lone slices are volumes only where there is nothing else."""
     volumes, lone = parts.split(headers)
-    return volumes or [Part([h], "", str(Path(h.path).parent)) for h in lone]
+    if volumes:
+        return volumes, lone
+    return [Part([h], "", str(Path(h.path).parent)) for h in lone], []
 
 
 def _listed(volumes: list[Part]) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from ctfoundry.errors import CTFoundryError, ReadError
-from ctfoundry.io import dicom, dicom_series
-from ctfoundry.io.dicom_header import DEFLATED, Header
+from ctfoundry.io import dicom, dicom_header, dicom_series
+from ctfoundry.io.dicom_header import Header
 from ctfoundry.io.stream import CAP
 from ctfoundry.volume import Kind, Volume
 
@@ -23,6 +24,7 @@ LIMIT = 16 << 20
 """Largest DICOMDIR that is read: some 30,000 files."""
 
 _SHOWN = 5
+_RECORDS = 0x00041220  # Directory Record Sequence
 
 
 def is_dicomdir(start: bytes) -> bool:
@@ -72,10 +74,7 @@ def read(
     headers: list[Header] = []
     skipped: Counter[str] = Counter()
     for file in listed(path):
-        try:
-            slices = dicom.slices_of(str(file))
-        except ReadError:
-            slices = dicom.DAMAGED
+        slices = dicom.slices_of(str(file))  # a damaged image is an error: the series would come out short
         if isinstance(slices, str):
             skipped[slices] += 1
         else:
@@ -87,17 +86,19 @@ def read(
 
 def _referenced(path: Path) -> list[list[str]]:
     """The Referenced File ID of each image record."""
-    import pydicom
+    from pydicom.filereader import read_dataset
 
     if path.stat().st_size > LIMIT:
         raise ReadError(f"is larger than a DICOMDIR of {LIMIT >> 20} MiB", where=path, do="give the folder")
-    with open(path, "rb") as file:
-        if DEFLATED.encode() in file.read(1024):
-            raise ReadError("is a deflated DICOMDIR, which the standard forbids", where=path, do="give the folder")
+    content = path.read_bytes()
     try:
+        syntax, at = dicom_header.meta(content)
+        if syntax == dicom_header.DEFLATED:  # which pydicom would inflate without a limit
+            raise ReadError("is a deflated DICOMDIR, which the standard forbids", where=path, do="give the folder")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            data: Any = pydicom.dcmread(path, specific_tags=["DirectoryRecordSequence"])
+            implicit = syntax == dicom_header.IMPLICIT
+            data: Any = read_dataset(BytesIO(content[at:]), implicit, True, specific_tags=[_RECORDS])
             records = list(data.get("DirectoryRecordSequence", None) or [])
             result = []
             for record in records:

@@ -17,6 +17,7 @@ from ctfoundry.geometry import Grid
 from ctfoundry.io import archives, dicom, dicomdir, drawn, enhanced, names, parts, raw, reading, stack, zip_directory
 from ctfoundry.io.dicom_header import Header, read_header
 from ctfoundry.io.parts import Part
+from ctfoundry.io.places import series_of
 from ctfoundry.io.raw import Format
 from ctfoundry.io.stream import CAP
 from ctfoundry.volume import Kind, Volume
@@ -81,6 +82,7 @@ class Found:
     data : the file with the numbers where that is not the one in `paths` (`.mhd`, `.nhdr`, `.hdr`).
     facts : what DICOM headers say of how it was taken; None for other formats.
     part : which part of its series this is ("acquisition 2", "phase 30%", ...) where the series was split; "" otherwise.
+    part_number : its number among them, from 1; 0 for other formats than DICOM.
     notes : what reading it will do to it, such as undoing a gantry tilt; the same texts stand in `Volume.notes`.
     folder : for DICOM, the smallest folder that holds all slices of its series.
     frames : the frames that it takes from each of `paths`, where these are multi-frame files; else empty.
@@ -100,6 +102,7 @@ class Found:
     data: Path | None = None
     facts: Facts | None = None
     part: str = ""
+    part_number: int = 0
     notes: tuple[str, ...] = ()
     folder: Path | None = None
     frames: tuple[tuple[int, ...], ...] = ()
@@ -186,6 +189,16 @@ class Discovery:
         """Those that look like images rather than label maps and have no problem."""
         return tuple(f for f in self.found if not f.is_label and f.problem is None)
 
+    def named(self, name: str) -> tuple[Found, ...]:
+        """What ``ROOT#name`` means to `read`: all parts of a series (``UID``), one (``UID@PART``, ``UID@K``), or a file of an archive."""
+        series, part = series_of(name)
+        return tuple(
+            f
+            for f in self.found
+            if f.members == (name,)
+            or (f.series is not None and f.series == series and part in ("", f.part, str(f.part_number)))
+        )
+
 
 def discover(root: str | os.PathLike[str], *, deep: bool = True) -> Discovery:
     """All volumes in the folder `root` (and, if `deep`, below), in the order of their paths; pixels are not read.
@@ -203,7 +216,7 @@ def discover(root: str | os.PathLike[str], *, deep: bool = True) -> Discovery:
         return _discovered(folder, _files(folder, deep=deep))
     if not is_listing(folder):
         raise ReadError("is not a folder", where=folder, do="give a folder, or read the file")
-    if archives.is_zip(_start_of(str(folder))):
+    if zip_directory.is_zip(_start_of(str(folder))):
         return archives.discover(folder)
     return _discovered(folder, _opened(dicomdir.listed(folder)))
 
@@ -216,7 +229,7 @@ def is_listing(path: str | os.PathLike[str]) -> bool:
         start = _start_of(os.fspath(path))
     except OSError:
         return False
-    return archives.is_zip(start) or dicomdir.is_dicomdir(start)
+    return zip_directory.is_zip(start) or dicomdir.is_dicomdir(start)
 
 
 def _discovered(folder: Path, files: Iterable[tuple[Path, Format | None, bytes, str]]) -> Discovery:
@@ -244,11 +257,14 @@ def _discovered(folder: Path, files: Iterable[tuple[Path, Format | None, bytes, 
             else:
                 found.append(Found((path,), "dicom", "CT", problem=result))
         else:
-            item, data = _from_file(path, fmt)
+            item, data = from_file(path, fmt)
             found.append(item)
             data_files.add(data)
     volumes, lone = parts.split(headers)
-    found += map(_from_part, volumes)
+    counts: Counter[str] = Counter()
+    for volume in volumes:
+        counts[volume.headers[0].series] += 1
+        found.append(_from_part(volume, counts[volume.headers[0].series]))
     skips += [Skip(Path(h.path), SINGLE) for h in lone]
     labels, left = drawn.discovered([path for path, _ in structures], found)
     found += labels
@@ -326,7 +342,7 @@ def reason_of(start: bytes) -> str:
     """Why a file that is in none of the formats is passed over, by its first bytes."""
     if not start:
         return "empty file"
-    what = ZIP if archives.is_zip(start) else reading.stranger(start)
+    what = ZIP if zip_directory.is_zip(start) else reading.stranger(start)
     return what if "archive" in what or "Analyze" in what else NO_SCAN_FILE
 
 
@@ -364,7 +380,7 @@ def _slices(path: str, start: bytes) -> list[Header] | str | CTFoundryError:
         return dicom.DAMAGED
 
 
-def _from_part(part: Part) -> Found:
+def _from_part(part: Part, number: int) -> Found:
     slices, first, grid, problem = part.headers, part.headers[0], None, None
     notes: tuple[str, ...] = ()
     tilt = 0.0
@@ -392,6 +408,7 @@ def _from_part(part: Part) -> Found:
         problem=problem,
         facts=_facts(slices[0], tilt),
         part=part.name,
+        part_number=number,
         notes=notes,
         folder=Path(part.folder),
         frames=tuple(tuple(sorted(f)) for f in frames.values()) if several else (),
@@ -415,7 +432,7 @@ def _facts(header: Header, tilt_deg: float) -> Facts:
     )
 
 
-def _from_file(path: Path, fmt: Format) -> tuple[Found, Path]:
+def from_file(path: Path, fmt: Format) -> tuple[Found, Path]:
     """(what the file holds, the resolved path of its numbers)."""
     try:
         declared = reading.HEADERS[fmt](path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ctfoundry.errors import CTFoundryError, GeometryError, NotAScanError, ReadError
 from ctfoundry.io import objects
-from ctfoundry.io.dicom_header import read_header
+from ctfoundry.io.dicom_header import decoded, elements, read_header
 from ctfoundry.io.dicom_seg import read_seg, seg_header
 from ctfoundry.io.rtstruct import read_rtstruct
 from ctfoundry.io.stream import CAP
@@ -104,6 +103,7 @@ def _discovered(path: Path, volumes: Sequence[Found], frames: dict[Path, str]) -
         return replace(drawn, grid=None, problem=error)
 
 
+_FRAME_OF_REFERENCE = 0x00200052
 _KNOWN = ("SeriesInstanceUID", "StudyInstanceUID", "PatientID")
 
 
@@ -129,15 +129,10 @@ def _image_of(
 
 
 def _frame_of_reference(path: Path) -> str:
-    import pydicom
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            data = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=["FrameOfReferenceUID"])
-            return str(data.get("FrameOfReferenceUID", "") or "")
-        except Exception:  # pydicom raises many types on damaged files; the image's own reader names them
-            return ""
+    try:
+        return decoded(elements(str(path), wanted=frozenset((_FRAME_OF_REFERENCE,)))[0].get(_FRAME_OF_REFERENCE))
+    except (ReadError, OSError):  # the image's own reader names it
+        return ""
 
 
 def _check_kind(kind: Kind | None, path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ctfoundry.errors import ReadError
 from ctfoundry.io import dicom_header
-from ctfoundry.io.dicom_header import Header
+from ctfoundry.io.dicom_header import ITEM, ITEM_END, SEQUENCE_END, UNDEFINED, Header
 
 CLASSES = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 """SOP classes of Enhanced CT and of Legacy Converted Enhanced CT Image Storage."""
@@ -21,8 +21,6 @@ MOST_FRAMES = 1 << 16
 """A file that declares more frames is refused."""
 
 _SHARED, _PER_FRAME, _FRAMES = 0x52009229, 0x52009230, 0x00280008
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_UNDEFINED = 0xFFFFFFFF
 _DEEPEST = 16  # sequences within sequences
 
 # Functional groups, and which of their elements matter.
@@ -115,11 +113,11 @@ def _read_items(
     while at + 8 <= end:
         group, number, length = struct.unpack_from(order + "HHI", data, at)
         tag, at = group << 16 | number, at + 8
-        if tag == _SEQUENCE_END:
+        if tag == SEQUENCE_END:
             return items, at
-        if tag != _ITEM:
+        if tag != ITEM:
             raise ValueError(f"no item of a sequence: {tag:08x}")
-        stop = end if length == _UNDEFINED else at + length
+        stop = end if length == UNDEFINED else at + length
         if stop > end:
             raise ValueError("an item is longer than its sequence")
         item, at = _read_item(data, at, stop, explicit, order, depth)
@@ -131,15 +129,15 @@ def _read_item(data: bytes, at: int, end: int, explicit: bool, order: str, depth
     item: dict[int, Any] = {}
     while at + 8 <= end:
         group, number = struct.unpack_from(order + "HH", data, at)
-        if group << 16 | number == _ITEM_END:
+        if group << 16 | number == ITEM_END:
             return item, at + 8
         tag, vr, length, at = dicom_header.element(data, at, explicit, order)
-        if length != _UNDEFINED and at + length > end:
+        if length != UNDEFINED and at + length > end:
             raise ValueError("an element is longer than its item")
-        if vr == b"SQ" or (tag in _GROUPS and (not explicit or vr == b"UN")) or length == _UNDEFINED:
-            stop = end if length == _UNDEFINED else at + length
+        if vr == b"SQ" or (tag in _GROUPS and (not explicit or vr == b"UN")) or length == UNDEFINED:
+            stop = end if length == UNDEFINED else at + length
             item[tag], behind = _read_items(data, at, stop, explicit and vr != b"UN", order, depth + 1)
-            at = behind if length == _UNDEFINED else stop
+            at = behind if length == UNDEFINED else stop
         else:
             item[tag] = data[at : at + length]
             at += length

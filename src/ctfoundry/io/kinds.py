@@ -180,11 +180,6 @@ def compact(voxels: np.ndarray) -> np.ndarray:
     return voxels
 
 
-def decide(voxels: np.ndarray, kind: Kind | None, where: str | PathLike[str]) -> Kind:
-    """The kind of `voxels`, by `judge`."""
-    return judge(voxels, kind, where)[0]
-
-
 def judge(
     voxels: np.ndarray, kind: Kind | None, where: str | PathLike[str], *, says_label: bool = False
 ) -> tuple[Kind, tuple[str, ...]]:

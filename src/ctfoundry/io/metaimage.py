@@ -91,13 +91,8 @@ def _declared(path: Path, fields: dict[str, str], end: int) -> Declared:
         raise NotAScanError(f"has axes {'x'.join(map(str, sizes))}, not three", where=path, do="split it into volumes")
     if int(fields.get("ElementNumberOfChannels", "1")) != 1:
         raise NotAScanError("holds more than one number a voxel", where=path)
-    if (
-        float(fields.get("ElementToIntensityFunctionSlope", "1")),
-        fields.get("ElementToIntensityFunctionOffset", "0"),
-    ) != (
-        1.0,
-        "0",
-    ):
+    slope, offset = (fields.get(f"ElementToIntensityFunction{k}", v) for k, v in (("Slope", "1"), ("Offset", "0")))
+    if (float(slope), float(offset)) != (1.0, 0.0):
         raise ReadError(
             "scales its numbers, which other readers ignore", where=path, do="save it again without scaling"
         )

@@ -189,12 +189,14 @@ def _affine(fields: dict[str, str], steps: list[np.ndarray]) -> geometry.Affine:
         raise GeometryError(
             f"names no space of the patient ({space[:40] or 'none'}), so nobody knows where its voxels lie"
         )
+    if "space origin" not in fields:
+        raise GeometryError("has no space origin, so nobody knows where its voxels lie")
     units = {u.strip().strip('"') for u in fields.get("space units", '"mm"').split()}
     if len(units) != 1 or next(iter(units)) not in _MM:
         raise GeometryError(f"counts space in {', '.join(map(repr, sorted(units)))[:60]}, not in one known unit")
     affine = np.eye(4)
     affine[:3, :3] = np.stack(steps[::-1], axis=1)
-    affine[:3, 3] = [float(v) for v in fields.get("space origin", "(0,0,0)").strip("() ").split(",")]
+    affine[:3, 3] = [float(v) for v in fields["space origin"].strip("() ").split(",")]
     affine[:3] *= _MM[units.pop()]
     return geometry.as_affine(np.diag([*_SPACES[space], 1.0]) @ affine)
 

@@ -19,7 +19,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctfoundry.errors import CTFoundryError, ReadError, TooLargeError, TruncatedError
-from ctfoundry.io.dicom_header import BIG_ENDIAN, DEFLATED, EXPLICIT, IMPLICIT, is_dicom
+from ctfoundry.io.dicom_header import (
+    BIG_ENDIAN,
+    DEFLATED,
+    IMPLICIT,
+    ITEM,
+    ITEM_END,
+    LONG_VRS,
+    PIXELS,
+    SEQUENCE_END,
+    UNDEFINED,
+    is_dicom,
+    meta,
+)
 from ctfoundry.io.stream import CAP, Stream
 
 if TYPE_CHECKING:
@@ -32,16 +44,12 @@ SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 """SOP class of RT Structure Set Storage."""
 
-PIXEL_DATA = 0x7FE00010
-FRAMES = 0x52009230
-"""Per-frame Functional Groups Sequence."""
+PIXEL_DATA, FRAMES = PIXELS, 0x52009230
+"""Pixel Data and the Per-frame Functional Groups Sequence: what is left where it lies."""
 
 SMALL_LIMIT = 1 << 30
 """Most bytes of everything but frames and pixels, so of a structure set as a whole: 1 GiB."""
 
-_UNDEFINED = 0xFFFFFFFF
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 _DEEPEST = 32
 _EXPLICIT, _IMPLICIT = struct.Struct("<HH2sH"), struct.Struct("<HHI")
 
@@ -114,7 +122,7 @@ def load(path: str | os.PathLike[str], *, cap: int = CAP) -> DicomObject:
             start = file.read(1 << 14)
             if not is_dicom(start):
                 raise ReadError("is not a DICOM file" if start else "is empty", where=place)
-            syntax, body = _meta(start, place)
+            syntax, body = _begun(start, place)
             buffer: Buffer = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
     except OSError as error:
         raise ReadError(f"cannot be read ({error.strerror or error})", where=place) from error
@@ -192,7 +200,7 @@ def elements(data: Buffer, at: int, end: int, explicit: bool) -> Iterator[tuple[
         if explicit:
             group, number, vr, length = _EXPLICIT.unpack_from(data, at)
             at += 8
-            if vr in _LONG_VRS:
+            if vr in LONG_VRS:
                 if at + 4 > end:
                     raise EndError
                 length = int.from_bytes(data[at : at + 4], "little")
@@ -203,7 +211,7 @@ def elements(data: Buffer, at: int, end: int, explicit: bool) -> Iterator[tuple[
             group, number, length = _IMPLICIT.unpack_from(data, at)
             at += 8
         tag = group << 16 | number
-        if length != _UNDEFINED:
+        if length != UNDEFINED:
             if at + length > end:
                 raise EndError
             yield tag, begin, at, at + length, at + length
@@ -224,11 +232,11 @@ def items(data: Buffer, start: int, stop: int, explicit: bool) -> Iterator[tuple
             raise EndError
         group, number, length = _IMPLICIT.unpack_from(data, at)
         tag, at = group << 16 | number, at + 8
-        if tag == _SEQUENCE_END:
+        if tag == SEQUENCE_END:
             return
-        if tag != _ITEM:
+        if tag != ITEM:
             raise ValueError(f"a sequence holds {tag:08x} where an item should be")
-        if length != _UNDEFINED:
+        if length != UNDEFINED:
             if at + length > stop:
                 raise EndError
             yield at, at + length
@@ -245,11 +253,11 @@ def _behind_items(data: Buffer, at: int, end: int, explicit: bool, depth: int) -
     while at + 8 <= end:
         group, number, length = _IMPLICIT.unpack_from(data, at)
         tag, at = group << 16 | number, at + 8
-        if tag == _SEQUENCE_END:
+        if tag == SEQUENCE_END:
             return at
-        if tag != _ITEM:
+        if tag != ITEM:
             raise ValueError(f"a sequence holds {tag:08x} where an item should be")
-        at = at + length if length != _UNDEFINED else _behind_item(data, at, end, explicit, depth)
+        at = at + length if length != UNDEFINED else _behind_item(data, at, end, explicit, depth)
     raise EndError
 
 
@@ -257,16 +265,16 @@ def _behind_item(data: Buffer, at: int, end: int, explicit: bool, depth: int) ->
     """The byte behind the closing mark of an item of undefined length."""
     while at + 8 <= end:
         group, number, length = _IMPLICIT.unpack_from(data, at)
-        if group << 16 | number == _ITEM_END:
+        if group << 16 | number == ITEM_END:
             return at + 8
         at += 8
         if explicit:
             vr, short = data[at - 4 : at - 2], int.from_bytes(data[at - 2 : at], "little")
-            if vr in _LONG_VRS:
+            if vr in LONG_VRS:
                 length, at = int.from_bytes(data[at : at + 4], "little"), at + 4
             else:
                 length = short
-        at = at + length if length != _UNDEFINED else _behind_items(data, at, end, explicit, depth + 1)
+        at = at + length if length != UNDEFINED else _behind_items(data, at, end, explicit, depth + 1)
     raise EndError
 
 
@@ -281,22 +289,12 @@ def _parsed(blob: bytes, explicit: bool) -> Dataset:
             raise ValueError(error) from error
 
 
-def _meta(start: bytes, where: Path) -> tuple[str, int]:
-    """Transfer syntax, and the byte behind the file's meta group (always explicit little endian)."""
-    at = 132 if start[128:132] == b"DICM" else 0
-    syntax = ""
-    while start[at : at + 2] == b"\x02\0":
-        length, first = int.from_bytes(start[at + 6 : at + 8], "little"), at + 8
-        if start[at + 4 : at + 6] in _LONG_VRS:
-            length, first = int.from_bytes(start[at + 8 : at + 12], "little"), at + 12
-        if start[at : at + 4] == b"\x02\0\x10\0":
-            syntax = start[first : first + length].decode("latin-1").strip(" \0")
-        at = first + length
-    if not syntax:  # a bare data set: explicit when two letters stand where a value representation should
-        syntax = EXPLICIT if start[at + 4 : at + 6].isalpha() else IMPLICIT
-    if at > len(start):
-        raise ReadError("its meta group is too long", where=where)
-    return syntax, at
+def _begun(start: bytes, where: Path) -> tuple[str, int]:
+    """Transfer syntax and the byte behind the meta group."""
+    try:
+        return meta(start)
+    except (ValueError, struct.error):
+        raise ReadError("its meta group is damaged", where=where, do="copy or download the file again") from None
 
 
 def _inflated(path: Path, at: int, cap: int) -> bytes:

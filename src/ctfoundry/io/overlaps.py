@@ -42,7 +42,7 @@ def pick(known: Mapping[int, str], wanted: Sequence[int | str] | None, where: st
 
 def ranks(
     known: Mapping[int, str], overlap: Overlap, sizes: Mapping[int, int] | None, where: str | os.PathLike[str]
-) -> np.ndarray | None:
+) -> dict[int, int] | None:
     """Rank of each label, lowest wins where structures overlap; None where overlaps are errors."""
     if isinstance(overlap, str) and overlap == "error":
         return None
@@ -52,15 +52,13 @@ def ranks(
     else:
         first = pick(known, overlap, where)
         order = first + [k for k in sorted(known) if k not in first]
-    rank = np.full(max(known) + 1, len(known), dtype=np.int32)
-    rank[order] = np.arange(len(order))
-    return rank
+    return {k: place for place, k in enumerate(order)}
 
 
 class Painter:
     """Puts structures into one label map and keeps account of where they overlap."""
 
-    def __init__(self, rank: np.ndarray | None) -> None:
+    def __init__(self, rank: Mapping[int, int] | None) -> None:
         self.rank = rank
         self.clashes: Counter[tuple[int, int]] = Counter()
 
@@ -73,7 +71,8 @@ class Painter:
                 if other != label:
                     self.clashes[min(other, label), max(other, label)] += count
             if self.rank is not None:
-                mask = mask & ((there == 0) | (self.rank[there] > self.rank[label]))
+                kept = [other for other in others.tolist() if self.rank[other] < self.rank[label]]
+                mask = mask & ~np.isin(there, kept)
         there[mask] = label
         return there
 

@@ -21,7 +21,9 @@ from ctfoundry.io import (
     nifti,
     nrrd,
     raw,
+    zip_directory,
 )
+from ctfoundry.io.places import place_of
 from ctfoundry.io.raw import Declared, Format
 from ctfoundry.io.stream import CAP, start_of
 from ctfoundry.volume import Kind, Volume
@@ -125,14 +127,18 @@ def read(
     NotAScanError, TruncatedError, TooLargeError, ReadError, GeometryError, MissingSlicesError, DuplicateSlicesError,
     IrregularSpacingError : each names the file or series, what is wrong and what to do.
     """
-    place, name = _place(path)
+    place, name = place_of(path)
     try:
         if place.is_dir():
             return dicom_series.read_folder(place, name, kind=kind, cap=cap, threads=threads, allow_gaps=allow_gaps)
         start = _start(place)
-        for knows, reader in ((archives.is_zip, archives.read), (dicomdir.is_dicomdir, dicomdir.read)):
+        for knows, reader in ((zip_directory.is_zip, archives.read), (dicomdir.is_dicomdir, dicomdir.read)):
             if knows(start):
                 return reader(place, name, kind=kind, cap=cap, threads=threads, allow_gaps=allow_gaps)
+        if name is not None:
+            raise ReadError(
+                f"is one file, so {name[:80]!r} is not in it", where=place, do="leave out what follows the #"
+            )
         found = format_of(place, start)
         if found == "dicom" and drawn.is_drawn(place, start):
             return drawn.read_file(place, kind=kind, cap=cap)
@@ -217,13 +223,3 @@ def write(volume: Volume, path: str | os.PathLike[str]) -> None:
             writer(volume, target)
             return
     raise UsageError(f"has no suffix of {', '.join(_WRITERS)}", where=target)
-
-
-def _place(path: str | os.PathLike[str]) -> tuple[Path, str | None]:
-    """(path, name in it) of ``FOLDER#UID``, ``ARCHIVE#FILE`` and the like; a path that exists as it is written has no name."""
-    whole, text = Path(path), os.fspath(path)
-    if not os.path.exists(text):
-        for at in (k for k in reversed(range(len(text))) if text[k] == "#"):
-            if os.path.exists(text[:at]):
-                return Path(text[:at]), text[at + 1 :]
-    return whole, None

@@ -17,8 +17,10 @@ import numpy as np
 from ctfoundry import geometry
 from ctfoundry.errors import CTFoundryError, GeometryError, NotAScanError, ReadError, UsageError
 from ctfoundry.geometry import POSITION_TOLERANCE_MM, Grid, Vec3
-from ctfoundry.io import dicom, parts, stack
+from ctfoundry.io import dicom, stack
 from ctfoundry.io.dicom_header import Header
+from ctfoundry.io.parts import Part
+from ctfoundry.io.places import place_of
 from ctfoundry.volume import Volume
 
 
@@ -62,27 +64,14 @@ def source_of(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]])
 
     Raises NotAScanError when that is not one volume, and what `stack.plan` raises.
     """
-    where, headers, part = _headers(source)
-    found, lone = parts.split(headers)
-    if part:
-        found = [p for p in found if p.name == part]
-    elif not found and len(lone) == 1:
-        found = [parts.Part(lone, "", where)]
-    if len(found) != 1:
-        names = "; ".join(p.where for p in found[:8])
-        raise NotAScanError(
-            f"holds {len(found)} volumes: {names}" if found else "holds no CT series",
-            where=where,
-            do="name the one series that the labels belong to, as FOLDER#SeriesInstanceUID or by its files",
-        )
-    plan = stack.plan(found[0].headers, where)
+    part = _part(source)
+    plan = stack.plan(part.headers, part.where)
     return Source(tuple(plan.headers), plan.grid, plan.shift is not None)
 
 
-def _headers(
-    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-) -> tuple[str, list[Header], str]:
-    """(name for errors, slices, part of the series)."""
+def _part(source: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Part:
+    """The one volume that `source` names."""
+    from ctfoundry.io import dicom_series
     from ctfoundry.io.discovery import slices_in
 
     if not isinstance(source, (str, os.PathLike)):
@@ -97,15 +86,11 @@ def _headers(
             if isinstance(slices, str):
                 raise NotAScanError(f"is no CT slice: {slices}", where=path)
             headers += slices
-        return str(Path(source[0]).parent), headers, ""
-    folder, sign, name = str(source).rpartition("#")
-    if Path(source).is_dir():
-        folder, name = str(source), ""
-    elif not sign or not Path(folder).is_dir():
+        return dicom_series.chosen(headers, {}, Path(source[0]).parent, None)[0]
+    folder, name = place_of(source)
+    if not folder.is_dir():
         raise ReadError("is not a folder", where=source, do="give the folder of the image series")
-    series, _, part = name.partition("@")
-    found, _ = slices_in(Path(folder))
-    return str(source), [h for h in found if not series or h.series == series], part
+    return dicom_series.chosen(*slices_in(folder), folder, name)[0]
 
 
 def placement(affine: geometry.Affine, shape: Sequence[int], grid: Grid) -> Placement | None:

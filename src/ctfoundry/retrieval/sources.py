@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ctfoundry import files, identity, io
 from ctfoundry.errors import CTFoundryError, UsageError
+from ctfoundry.io.places import place_of
 from ctfoundry.retrieval.embed import Scan, same_model
 from ctfoundry.retrieval.index import Index
 from ctfoundry.store import open_store
@@ -74,24 +75,26 @@ def resolve(texts: Sequence[str]) -> Sources:
 
 
 def _resolve(text: str, sources: Sources) -> list[Source]:
-    folder, sign, name = text.rpartition("#")
-    if sign and (Path(folder) / "store.json").is_file():
-        return _from_store(Path(folder), [name])
-    path = Path(text)
+    path, name = place_of(text)
     if path.is_dir() and (path / "store.json").is_file():
-        return _from_store(path, None)
+        return _from_store(path, None if name is None else [name])
+    if name is not None:
+        found = io.discover(path).named(name)
+        if len(found) != 1:
+            raise UsageError(
+                f"holds {len(found)} volumes {name!r}" + "".join(f"; {i.name}" for i in found[:8]),
+                where=path,
+                do="name one of them" if found else "check the series",
+            )
+        return [_source(found[0].hashes(), found[0].read, text)]
     if path.is_dir() or io.is_listing(path):
         return _from_tree(path, sources)
-    if path.is_file() or (sign and (Path(folder).is_dir() or io.is_listing(folder))):
-        root = path.parent if path.is_file() else Path(folder)
+    if path.is_file():
         # the folder of a file is not searched below: that may be somebody's whole home
-        listed = io.discover(root, deep=not path.is_file()).found
-        found = [i for i in listed if path in i.paths or (sign and (i.series == name or i.name == text))]
-        if path.is_file() and (not found or len(found[0].paths) > 1):
+        listed = [i for i in io.discover(path.parent, deep=False).found if path in i.paths]
+        if not listed or len(listed[0].paths) > 1:
             return [_source([files.sha256(path)], partial(io.read, path), text)]
-        if not found:
-            raise UsageError(f"no series {name!r} in the folder", where=folder)
-        return [_source(found[0].hashes(), found[0].read, text)]
+        return [_source(listed[0].hashes(), listed[0].read, text)]
     raise UsageError("no such file or folder", where=text)
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctfoundry.io import dicom_header
+from ctfoundry.io.datasets import data_set
 from ctfoundry.io.phi import tags
 from ctfoundry.io.phi.notes import LARGE, Group, Notes, Tally
-from ctfoundry.io.stream import Stream
 
 
 def _set(words: str) -> frozenset[str]:
@@ -75,7 +73,7 @@ class Element:
 
 def look(path: Path, start: bytes, notes: Notes) -> None:
     """Put everything that may identify somebody in one file into the notes; its pixels are not read."""
-    data = _data_set(path, start)
+    data = data_set(path, defer_size=LARGE)
     top: dict[int, Element] = {}
     head = False
     for element in _elements(data):
@@ -92,19 +90,6 @@ def look(path: Path, start: bytes, notes: Notes) -> None:
     _picture_risk(top, notes)
     if head:
         notes.entry("face", "pixels", "scan of head or neck", "a face can be rebuilt from its voxels").add()
-
-
-def _data_set(path: Path, start: bytes) -> Any:
-    """All elements before the pixels, large values left in the file; a deflated data set is inflated to a limit."""
-    import pydicom
-    from pydicom.filereader import read_dataset
-
-    syntax, at = dicom_header._meta(start)
-    if syntax != dicom_header.DEFLATED:
-        return pydicom.dcmread(path, stop_before_pixels=True, force=True, defer_size=LARGE)
-    with Stream(path, "deflate", at) as stream:
-        raw = stream.take(dicom_header.HEADER_LIMIT)
-    return read_dataset(io.BytesIO(raw), False, True, stop_when=lambda tag, vr, length: tag >= dicom_header.PIXELS)
 
 
 def _elements(data: Any, around: str = "", inherited: str | None = None, depth: int = 0) -> Iterator[Element]:
