@@ -14,7 +14,7 @@ import typer
 
 from ctfoundry import geometry, io
 from ctfoundry.cli.common import app
-from ctfoundry.errors import UsageError
+from ctfoundry.errors import MissingSlicesError, UsageError
 from ctfoundry.io.overlaps import OverlapError
 from program import result
 from structures import blobs, rtstruct_file, seg_file, series, volume
@@ -61,6 +61,15 @@ def test_a_binary_seg_numbers_from_1(study: Path) -> None:
     made = result("convert", study / "nifti" / "labels.nii.gz", study / "x.dcm", "--as", "seg", "--like", study / "ct")
     assert made["labels"] == {"1": "liver", "2": "kidney_left", "3": "thing"}
     assert "5x10x12" in repr(io.read(study / "x.dcm"))  # the slices that hold something
+
+
+def test_gaps_are_errors_unless_allowed(study: Path, convert: Any) -> None:
+    sorted((study / "ct").iterdir())[3].unlink()
+    with pytest.raises(MissingSlicesError):
+        convert(study / "ct", study / "x.nii")
+    made = convert(study / "ct", study / "x.nii", "--allow-gaps")
+    assert "nothing was measured from" in made["notes"][0]
+    assert nib.load(study / "x.nii").shape == blobs().shape[::-1]
 
 
 def test_overlaps_and_choice(tmp_path: Path, convert: Any) -> None:

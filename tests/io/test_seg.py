@@ -169,6 +169,9 @@ def test_resampled_class_by_class(tmp_path: Path) -> None:
     onto = read_seg(path, onto=fine)
     np.testing.assert_array_equal(onto.voxels, labels.voxels.repeat(2, axis=1).repeat(2, axis=2))
     assert any("class by class" in note for note in onto.notes)
+    assert not any("outside" in note for note in onto.notes)
+    less = read_seg(path, onto=Grid((2, 8, 32), fine.affine))  # two of four slices, rows 0 to 3 of 8
+    assert f"{2 * 4 * 8 + 2 * 2 * 8} labelled voxels lie outside the image's grid" in less.notes
     turned_grid = Grid(
         (4, 16, 32), geometry.make_affine((2.5, 0.8, 0.9), "SPL", rotation=oblique()[:3, :3] / (2.5, 0.8, 0.9))
     )

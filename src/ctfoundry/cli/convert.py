@@ -29,6 +29,9 @@ def convert(
     only: Annotated[list[str], typer.Option(help="structure of a SEG or RTSTRUCT to take; may be repeated")] = [],  # noqa: B006
     overlap: Annotated[str, typer.Option(help="where structures overlap: error, or smallest wins")] = "error",
     threshold: Annotated[float | None, typer.Option(help="share from which a FRACTIONAL segment holds a voxel")] = None,
+    allow_gaps: Annotated[
+        bool, typer.Option("--allow-gaps", help="resample a series with missing or uneven slices; a note says where")
+    ] = False,
 ) -> None:
     """One scan to another format; geometry, HU and labels are kept. Names of labels go to labels.json beside it."""
     from ctfoundry import files, io
@@ -42,7 +45,7 @@ def convert(
     if overlap not in ("error", "smallest"):
         raise UsageError(f"--overlap is error or smallest, not {overlap!r}")
     options: dict[str, Any] = {"overlap": overlap, "names": [int(n) if n.isdigit() else n for n in only] or None}
-    volume = _read(scan, like, options, threshold, to_dicom)
+    volume = _read(scan, like, options, threshold, to_dicom=to_dicom, allow_gaps=allow_gaps)
     names: dict[int, str] = {}
     if to_dicom:
         if kind == "rtstruct":
@@ -70,7 +73,9 @@ def convert(
     show(result, table_of)
 
 
-def _read(scan: str, like: str, options: dict[str, Any], threshold: float | None, to_dicom: bool) -> Volume:
+def _read(
+    scan: str, like: str, options: dict[str, Any], threshold: float | None, *, to_dicom: bool, allow_gaps: bool
+) -> Volume:
     from ctfoundry import io
     from ctfoundry.errors import UsageError
     from ctfoundry.io import drawn, objects
@@ -81,7 +86,7 @@ def _read(scan: str, like: str, options: dict[str, Any], threshold: float | None
             raise UsageError("--only, --overlap and --threshold are for a DICOM SEG or RTSTRUCT", where=scan)
         if like and not to_dicom:
             raise UsageError("--like is for a DICOM SEG or RTSTRUCT, or for a target .dcm", where=scan)
-        return io.read(scan)
+        return io.read(scan, allow_gaps=allow_gaps)
     grid = _grid(like) if like else None
     if objects.load(path).sop_class != objects.RTSTRUCT_CLASS:
         return io.read_seg(path, onto=grid, threshold=threshold, **options)

@@ -23,6 +23,8 @@ from ctfoundry.io.parts import Part
 from ctfoundry.io.places import place_of
 from ctfoundry.volume import Volume
 
+_EDGE = 1e-3  # voxels: a centre on the edge of a grid is inside
+
 
 @dataclass(frozen=True)
 class Source:
@@ -182,12 +184,13 @@ def embedded(labels: Volume, grid: Grid) -> Volume:
     """
     how = placement(labels.affine, labels.shape, grid)
     if how is None:
+        notes = labels.notes + _lost(_beyond(labels, grid))
         moved = _unsheared(labels.reorient(grid.orientation), grid)
         if moved is not None:
             note = "slices moved to the nearest voxels of the image's grid, which does not shift with them"
-            return replace(labels, voxels=moved, affine=grid.affine, valid=None, notes=(*labels.notes, note))
+            return replace(labels, voxels=moved, affine=grid.affine, valid=None, notes=(*notes, note))
         resampled = labels.onto(grid)
-        return replace(resampled, valid=None, notes=(*labels.notes, "resampled class by class onto the image's grid"))
+        return replace(resampled, valid=None, notes=(*notes, "resampled class by class onto the image's grid"))
     array = turned(labels.voxels, how)
     out = np.zeros(grid.shape, dtype=labels.voxels.dtype)
     into, taken = [], []
@@ -198,8 +201,21 @@ def embedded(labels: Volume, grid: Grid) -> Volume:
     part = array[tuple(taken)]
     out[tuple(into)] = part
     lost = int(np.count_nonzero(array)) - int(np.count_nonzero(part))
-    notes = labels.notes + ((f"{lost:,} labelled voxels lie outside the image's grid",) if lost else ())
-    return replace(labels, voxels=out, affine=grid.affine, valid=None, notes=notes)
+    return replace(labels, voxels=out, affine=grid.affine, valid=None, notes=labels.notes + _lost(lost))
+
+
+def _lost(count: int) -> tuple[str, ...]:
+    return (f"{count:,} labelled voxels lie outside the image's grid",) if count else ()
+
+
+def _beyond(labels: Volume, grid: Grid) -> int:
+    """How many labelled voxels have their centre outside the voxels of `grid`."""
+    relation = np.linalg.inv(grid.affine) @ labels.affine
+    count = 0
+    for k, plane in enumerate(labels.voxels):
+        index = np.argwhere(plane) @ relation[:3, 1:3].T + relation[:3, 0] * k + relation[:3, 3]
+        count += int(((index < -0.5 - _EDGE) | (index > np.array(grid.shape) - 0.5 + _EDGE)).any(axis=1).sum())
+    return count
 
 
 def _unsheared(labels: Volume, grid: Grid) -> np.ndarray | None:
