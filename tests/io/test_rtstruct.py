@@ -23,6 +23,7 @@ from ctfoundry.errors import (
 )
 from ctfoundry.geometry import Grid
 from ctfoundry.io import contours
+from ctfoundry.io.dicom_seg_write import write_seg
 from ctfoundry.io.overlaps import OverlapError
 from ctfoundry.io.rtstruct import read_rtstruct, read_rtstruct_masks, structure_set
 from ctfoundry.io.rtstruct_write import write_rtstruct
@@ -487,3 +488,15 @@ def test_real_structures_lie_where_another_rasterisation_puts_them(shared_ct: Pa
     assert volumes[0] == pytest.approx(volumes[1], rel=0.01)
     centres = [v.world(np.argwhere(v.voxels > 0).mean(axis=0)) for v in (tumour, mask)]
     assert np.abs(centres[0] - centres[1]).max() < 0.5  # the other one is a block mean, half a pixel of 0.98 mm off
+
+
+@pytest.mark.parametrize("keyword", ["SOPInstanceUID", "StudyInstanceUID"])
+def test_a_series_that_cannot_be_referred_to_is_named(keyword: str, tmp_path: Path) -> None:
+    source = series(tmp_path / "ct", AFFINE, blobs().shape)
+    first = min(source.iterdir())
+    data = pydicom.dcmread(first)
+    del data[keyword]
+    data.save_as(first)
+    for written in (write_rtstruct, write_seg):
+        with pytest.raises(ReadError, match=f"{first.name}: has no {keyword}, so nothing can refer to it"):
+            written(volume(AFFINE), tmp_path / "x.dcm", source)

@@ -21,6 +21,8 @@ from ctfoundry.volume import Volume
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+_UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+"""What objects refer to images by."""
 _EMPTY = (  # Type 2: to be there, if only empty (PS3.3 C.7.1.1, C.7.2.1)
     "PatientID",
     "PatientName",
@@ -109,11 +111,19 @@ def write_seg(
 def source_headers(series: Source) -> list[Dataset]:
     """The headers of an image series with the elements that objects made of it copy; each file once.
 
-    Raises ReadError for slices that name no frame of reference, without which nothing can refer to their places.
+    Raises ReadError for slices without the UIDs that references are made of, or without a frame of reference, without which
+    nothing can refer to their places.
     """
     result = []
     for path in dict.fromkeys(series.paths):
         data = data_set(path)
+        missing = [keyword for keyword in _UIDS if not data.get(keyword)]
+        if missing:
+            raise ReadError(
+                f"has no {', '.join(missing)}, so nothing can refer to it",
+                where=path,
+                do="export the series again: every image has these",
+            )
         if not data.get("FrameOfReferenceUID"):
             raise ReadError(
                 "names no frame of reference, so nothing can say that it lies in the same place",
