@@ -23,6 +23,7 @@ import pytest
 import deadly
 import worlds
 from ctfoundry import identity, io
+from ctfoundry.archive import Rules, build, read_cohort
 from ctfoundry.errors import UsageError
 from ctfoundry.ingest import Checks, Inline, Local, prepare_store
 from ctfoundry.ingest.pipeline import TooManyFailError
@@ -308,3 +309,36 @@ def test_on_ray_with_a_node_killed_meanwhile(tmp_path: Path) -> None:
     assert any("its worker died" in line and line.endswith("tried once more") for line in result["said"])
     assert (result["added"], result["left_out"]) == (8, {})
     assert content(tmp_path / "s") == content(tmp_path / "reference")
+
+
+# Origin ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_cohort_gives_collection_licence_and_public_uids(tmp_path: Path) -> None:
+    build(Rules("two", collections=("rider_lung_ct",), per_patient=1), tmp_path / "c.parquet")
+    row = next(read_cohort(tmp_path / "c.parquet").rows())
+    scans = [worlds.body(k, (20, 32, 36), (4, 3, 3)) for k in range(2)]
+
+    def published(data: Any, slice_: int) -> None:
+        data.SeriesInstanceUID, data.StudyInstanceUID = row["series_uid"], row["study_uid"]
+        data.Manufacturer, data.ManufacturerModelName, data.KVP = "GE MEDICAL SYSTEMS", "LightSpeed16", "120"
+        data.ConvolutionKernel, data.BodyPartExamined = "LUNG", "CHEST"
+
+    write_series(tmp_path / "in" / "1", scans[0].voxels, scans[0].affine, change=published)
+    write_series(tmp_path / "in" / "2", scans[1].voxels, scans[1].affine, series="5")
+    outcome = prepare_store([tmp_path / "in"], tmp_path / "s", "native", cohort=tmp_path / "c.parquet")
+    assert outcome.rules == {"cohort": 1}
+    (id,) = outcome.added
+    sidecar = open_store(tmp_path / "s").sidecar(id)
+    assert (sidecar.collection, sidecar.patient.startswith("patient-")) == ("rider_lung_ct", True)
+    assert row["patient_id"] not in sidecar.to_json()
+    assert sidecar.provenance == {
+        "archive_version": 25, "body_part": "CHEST", "doi": row["doi"], "kernel": "LUNG", "kvp": 120.0, "licence": row["licence"],
+        "manufacturer": "GE", "modality": "CT", "model": "LightSpeed", "reader": "dicom", "series": row["series_uid"],
+        "slice_thickness_mm": 4.0, "study": row["study_uid"],
+    }  # fmt: skip
+    plain = prepare_store([tmp_path / "in" / "1"], tmp_path / "t", "native", collection="RIDER Lung CT")
+    sidecar = open_store(tmp_path / "t").sidecar(plain.added[0])
+    assert sidecar.collection == "RIDER Lung CT"
+    assert row["series_uid"] not in sidecar.to_json()
+    assert str(sidecar.provenance["series"]).startswith("series-")

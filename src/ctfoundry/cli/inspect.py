@@ -208,7 +208,7 @@ def _say_where(discovery: Discovery, place: Path) -> None:
 
 
 def _phi_data(found: Survey, *, values: bool) -> dict[str, Any]:
-    from ctfoundry.io.phi import masked
+    from ctfoundry.io.phi import masked, tidy
 
     return {
         "files": found.files,
@@ -217,7 +217,7 @@ def _phi_data(found: Survey, *, values: bool) -> dict[str, Any]:
             {
                 "group": f.group,
                 "where": f.where,
-                "name": f.name,
+                "name": f.name if values else tidy(f.name),  # a private creator is a text like any other
                 "why": f.why,
                 "times": f.times,
                 "different": len(f.values),
@@ -232,7 +232,7 @@ def _phi_data(found: Survey, *, values: bool) -> dict[str, Any]:
 def _print_phi(found: Survey, *, values: bool) -> None:
     from ctfoundry.cli.common import print_table
     from ctfoundry.cli.inspect_rows import plain
-    from ctfoundry.io.phi import masked
+    from ctfoundry.io.phi import masked, tidy
 
     print()
     print("What may identify a person" + ("" if values else " (values masked: first letter and length)"))
@@ -240,7 +240,16 @@ def _print_phi(found: Survey, *, values: bool) -> None:
     for f in found.findings:
         shown = [plain(v) for v in (f.values if values else dict.fromkeys(map(masked, f.values)))]
         more = f" … {len(f.values)}{'+' if f.more else ''} different" if len(f.values) > min(len(shown), 3) else ""
-        rows.append((f.group, plain(f.where), plain(f.name), f.times, ", ".join(shown[:3]) + more, f.why))
+        rows.append(
+            (
+                f.group,
+                plain(f.where),
+                plain(f.name if values else tidy(f.name)),
+                f.times,
+                ", ".join(shown[:3]) + more,
+                f.why,
+            )
+        )
     print_table(("kind", "element", "name", "times", "values", "why"), rows)
     for reason, count in found.unread.items():
         print(f"not looked into: {count} x {plain(reason)}")

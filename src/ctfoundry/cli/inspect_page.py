@@ -12,6 +12,7 @@ import ctfoundry
 from ctfoundry import files
 from ctfoundry.cli.inspect import cells
 from ctfoundry.cli.inspect_rows import plain
+from ctfoundry.ingest.rules import public
 from ctfoundry.io import Discovery, Found
 from ctfoundry.io.glance import glance
 from ctfoundry.report import histogram, page, planes
@@ -64,7 +65,7 @@ def picture_of(item: Found) -> tuple[Picture, str, str]:
         Exception
     ) as error:  # one scan that cannot be drawn leaves the others; errors of ours say what is wrong without a path
         why = getattr(error, "what", None) or f"{type(error).__name__}"
-        return _empty("no picture"), "", str(why)
+        return _empty("no picture"), "", public(str(why), item)
 
 
 def _framed(shown: Picture, volume: Volume) -> Picture:

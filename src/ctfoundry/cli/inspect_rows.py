@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ctfoundry.errors import CTFoundryError, ReadError
+from ctfoundry.ingest.rules import public
 from ctfoundry.io import Discovery, Facts, Found, Skip, discover, discovery, reading, studies
 from ctfoundry.io.phi import tidy
 from ctfoundry.io.places import place_of
@@ -115,7 +116,7 @@ def _row(item: Found, verdict: studies.Verdict) -> dict[str, Any]:
         "body_part": tidy(facts.body_part, known),
         "manufacturer": tidy(facts.manufacturer, known),
         "model": tidy(facts.model, known),
-        "problem": None if item.problem is None else item.problem.what,
+        "problem": None if item.problem is None else public(item.problem.what, item),
         "problem_name": None if item.problem is None else studies.problem_name(item.problem),
         "notes": list(item.notes),
         "represents": verdict.chosen,
