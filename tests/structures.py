@@ -24,12 +24,14 @@ CODES = [
 
 
 def series(folder: Path, affine: np.ndarray, shape: tuple[int, int, int], **more: Any) -> Path:
-    """A CT series of air on a grid, with a frame of reference."""
+    """A CT series on a grid, with a frame of reference; its numbers, a ramp from air to water and again, do not matter."""
 
     def change(data: Dataset, _: int) -> None:
         data.FrameOfReferenceUID = FRAME
 
-    write_series(folder, np.full(shape, -1000, np.int16), affine, change=change, **more)
+    start = 100 * int(more.get("series", "1"))  # no two series alike
+    stored = ((np.arange(np.prod(shape)) + start) % 1000 - 1000).astype(np.int16).reshape(shape)
+    write_series(folder, stored, affine, change=change, **more)
     return folder
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from ctfoundry import geometry, io
 from ctfoundry.errors import NotAScanError, ReadError, TruncatedError
-from ctfoundry.ingest import prepare_store
+from ctfoundry.ingest import Checks, prepare_store
 from ctfoundry.io.dicom_seg_write import write_seg
 from ctfoundry.io.dicom_write import UID
 from ctfoundry.io.rtstruct_write import write_rtstruct
@@ -115,9 +115,10 @@ def test_damaged_ones_are_listed_with_their_problem(tmp_path: Path) -> None:
 
 
 def test_a_store_leaves_them_out_as_labels(study: Path, tmp_path: Path) -> None:
-    outcome = prepare_store([study / "scans", study / "drawn"], tmp_path / "store", "native")
+    checks = Checks(min_slices=1, min_cover_mm=1.0, min_body=0.0, min_plausible=0.0)
+    outcome = prepare_store([study / "scans", study / "drawn"], tmp_path / "store", "native", checks=checks)
     assert (len(outcome.added), outcome.labels, outcome.failed) == (2, 1, {})
-    again = prepare_store([study], tmp_path / "store2", "native")
+    again = prepare_store([study], tmp_path / "store2", "native", checks=checks)
     assert (len(again.added), again.labels, again.failed) == (2, 2, {})
 
 
