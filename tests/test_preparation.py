@@ -238,6 +238,12 @@ GOLDEN = {
         (-0.137333, 0.902291),
         (1.15655, 1.20393, 1.41426, -0.54669, 1.18118, 1.31513, 0.0),
     ),
+    ("flexict-tiny", 1): (
+        (1, 24, 16, 24),
+        (21.3389, -198.1236, 19.7593),
+        (-0.240355, 0.820653),
+        (1.66723, 1.74687, 1.77799, 1.70579, 1.65273, 1.77898, -0.58663),
+    ),
     ("flexict-3d", 1): (
         (1, 160, 160, 160),
         (122.2963, -48.9349, -75.2267),
@@ -332,7 +338,7 @@ def test_labels_come_back_to_the_scan(name, code):
     """The bone ball, thresholded in the prepared tensor, is restored within half a voxel and with its own label only."""
     volume = torso(code=code)
     prepared = prepare(PREPARATIONS[name], volume)
-    if name == "flexict-2d":  # whose scale is another in each slice
+    if name.startswith("flexict"):  # whose scale is another in each slice or scan
         bright = prepare(replace(PREPARATIONS[name], intensity=Intensity()), volume).x[0] > 0.6
     else:
         bright = prepared.x[0] > 0.6

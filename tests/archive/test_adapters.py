@@ -64,7 +64,7 @@ def test_totalsegmentator_2(tmp_path, chests):
 @pytest.mark.parametrize(
     ("layout", "name", "ids", "label"),
     [
-        ("msd-lung", "msd", ["lung_0", "lung_1", "lung_2"], {1: "cancer"}),
+        ("msd-lung", "msd", ["lung_000", "lung_001", "lung_002"], {1: "cancer"}),
         ("amos", "amos", ["amos_0001", "amos_0002", "amos_0003"], {8: "arota"}),
         ("word", "word", ["word_0001", "word_0002", "word_0003"], {1: "liver"}),
         ("kits23", "kits", ["case_00000", "case_00001", "case_00002"], {3: "cyst"}),

@@ -107,7 +107,7 @@ def test_more_minutes_go_on_with_the_same_folder(out, data, tmp_path):
     """Another encoder comes out, so the embeddings of the first are made anew instead of ending the run."""
     shutil.copytree(out, tmp_path / "run")
     first = json.loads((out / "run.json").read_text())["results"]["pretraining"]
-    again = quickstart(tmp_path / "run", data=data, minutes=0.08, device="cpu", quiet=True)["results"]["pretraining"]
+    again = quickstart(tmp_path / "run", data=data, minutes=0.15, device="cpu", quiet=True)["results"]["pretraining"]
     assert again["steps"] > first["steps"]
 
 
