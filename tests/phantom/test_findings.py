@@ -157,9 +157,10 @@ def test_a_histogram_counts_the_body_and_what_it_encloses() -> None:
 
 def test_findings_are_not_given_away_by_the_histogram() -> None:
     """The limit of the project: never to be loosened. docs/phantoms.md has all kinds, on larger cohorts."""
-    area = difficulty.findings_difficulty(
-        "pleural_effusion", Key.of("findings test"), patients=12, voxel_mm=8.0, odds={}
-    )
+    pairs = [difficulty.twins("pleural_effusion", Key.of("findings test")(n), voxel_mm=8.0, odds={}) for n in range(24)]
+    shown = [pair for pair in pairs if pair is not None][:12]
+    histograms = [[difficulty.hu_histogram(pair[side].ct) for pair in shown] for side in (0, 1)]
+    area = difficulty.findings_auroc(histograms[0], histograms[1])
     assert area.value < 0.7
     assert area.patients == 12
 

@@ -8,7 +8,7 @@ with a finding from the same scans without it. Each has a limit that the phantom
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -22,7 +22,6 @@ from ctfoundry.layouts.plain import in_processes
 from ctfoundry.phantom import difficulty
 from ctfoundry.phantom.difficulty import Labelled
 from ctfoundry.phantom.disease import KINDS
-from ctfoundry.phantom.findings import findings
 from ctfoundry.phantom.spec import LesionKind, View
 from ctfoundry.settings import nearest
 from ctfoundry.stats import Interval
@@ -189,20 +188,15 @@ def one_phantom(seed: int, number: int, view: str, voxel_mm: float) -> Scan:
 def histograms(
     kind: LesionKind, seed: int, number: int, view: str, voxel_mm: float
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """HU histograms of one patient's scan with lesions of `kind` that it shows, and of the same scan without them.
+    """HU histograms of one patient's scan with a lesion of `kind` that it shows, and of the same scan without it.
 
     None where no scan of the view shows the kind.
     """
-    part = view or ("head" if kind.endswith("_haemorrhage") else "")
     for attempt in range(_ATTEMPTS):
         key = Key.of("difficulty", "findings", kind, seed, number, attempt)
-        ill = phantom.draw(key, view=_view(part), voxel_mm=voxel_mm, lesions=True, odds={kind: 1.0})
-        if not ill.subject.lesions:
-            continue
-        made = phantom.make(ill)
-        if findings(made):
-            well = phantom.make(replace(ill, subject=replace(ill.subject, lesions=())))
-            return difficulty.hu_histogram(made.ct), difficulty.hu_histogram(well.ct)
+        pair = difficulty.twins(kind, key, view=_view(view), voxel_mm=voxel_mm)
+        if pair is not None:
+            return difficulty.hu_histogram(pair[0].ct), difficulty.hu_histogram(pair[1].ct)
     return None
 
 

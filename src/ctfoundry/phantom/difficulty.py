@@ -229,16 +229,21 @@ def findings_auroc(
 
 
 def twins(
-    kind: LesionKind, key: Key, *, voxel_mm: float = 5.0, odds: Mapping[LesionKind, float] | None = None
+    kind: LesionKind,
+    key: Key,
+    *,
+    view: View | None = None,
+    voxel_mm: float = 5.0,
+    odds: Mapping[LesionKind, float] | None = None,
 ) -> tuple[Phantom, Phantom] | None:
     """One scan of one random patient with a kind of lesion and without it: other lesions and wear are in both.
 
-    The scan is of a part of the body where the kind occurs (`VIEWS`), with voxels of `voxel_mm`. None where it does not show the
+    The scan is of `view`, or of a part of the body where the kind occurs (`VIEWS`), with voxels of `voxel_mm`. None where it does not show the
     lesion (no `Finding`): its site lies outside a small field, or the lesion is smaller than the voxels.
     """
     spec = afflicted(
         key("disease"),
-        draw(key, view=VIEWS[kind], voxel_mm=voxel_mm),
+        draw(key, view=view or VIEWS[kind], voxel_mm=voxel_mm),
         odds={**(ODDS if odds is None else odds), kind: 1.0},
     )
     sick = dataclasses.replace(spec, subject=dataclasses.replace(spec.subject, devices=()))
@@ -249,29 +254,6 @@ def twins(
     if not any(finding.kind == kind for finding in findings(present)):
         return None
     return present, make(dataclasses.replace(sick, subject=dataclasses.replace(sick.subject, lesions=others)))
-
-
-def findings_difficulty(
-    kind: LesionKind,
-    key: Key,
-    *,
-    patients: int = 60,
-    voxel_mm: float = 5.0,
-    odds: Mapping[LesionKind, float] | None = None,
-) -> Auroc:
-    """`findings_auroc` over `patients` random patients whose scan shows the kind, each made with and without it (`twins`).
-
-    Raises UsageError where fewer than that are found among three times as many.
-    """
-    present, absent = [], []
-    for number in range(3 * patients):
-        pair = twins(kind, key(number), voxel_mm=voxel_mm, odds=odds)
-        if pair is not None:
-            present.append(hu_histogram(pair[0].ct))
-            absent.append(hu_histogram(pair[1].ct))
-        if len(present) == patients:
-            return findings_auroc(present, absent)
-    raise UsageError(f"{kind} is shown by {len(present)} of {3 * patients} scans only", where="findings_difficulty")
 
 
 def _penalty(x: np.ndarray, y: np.ndarray, patient: np.ndarray, folds: int, key: Key) -> float:
