@@ -121,3 +121,21 @@ def test_unknown_foregrounds_and_orientations_are_refused(stores):
         store.placement(scans.entries[0], Resampling(foreground=Foreground(300.0)))
     with pytest.raises(ContractError, match="RAS"):
         store.placement(scans.entries[0], Resampling(orientation="RAS"))
+
+
+@pytest.mark.parametrize(("grid", "name"), [("ct-fm", "ct-fm"), ("flexict-3d", "flexict-3d")])
+def test_a_crop_from_a_native_store_is_that_of_a_store_on_its_grid(stores, grid, name):
+    """Within the rounding to whole HU: half a unit. Without the foreground crop, whose box is found on each store's own grid."""
+    wanted = replace(PREPARATIONS[name].resampling, foreground=None)
+    crops = []
+    for key in ("native", grid):
+        scans = stores[key]
+        placed = store.placement(scans.entries[0], wanted)
+        box = tuple((n // 5 - 3, n // 5 + 25) for n in placed.shape)
+        plan = store.plan_crop(placed, box)
+        crops.append((placed, store.make_crop(torch.from_numpy(scans.read("a", plan.reads)), plan.operators)))
+    (one, near), (two, exact) = crops
+    assert one.shape == two.shape
+    np.testing.assert_allclose(one.affine, two.affine, atol=1e-9)
+    difference = (near - exact).abs().max()
+    assert 0 < difference <= 0.5 + 1e-3

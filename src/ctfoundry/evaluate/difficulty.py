@@ -33,6 +33,8 @@ LIMITS = {"hu": 0.6, "position": 40.0, "findings": 0.7}
 NAMES = {"hu": "Dice by HU", "position": "miss by position, mm", "findings": "AUROC by HU histogram"}
 _DIGITS = {"hu": 3, "position": 1, "findings": 2}
 _ATTEMPTS = 40
+_LEAST_PAIRS = 10
+"""Two patients for each of five folds."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ def measure(
                 "needs the same scans without their findings", where="--what findings", do="leave --data out"
             )
         what = [name for name in what if name != "findings"]
+    if "findings" in what and count < _LEAST_PAIRS:
+        raise UsageError(f"findings need at least {_LEAST_PAIRS} patients of each kind, not {count}", where="--count")
     rows: list[Row] = []
     if {"hu", "position"} & set(what):
         scans = read_scans(data) if data else phantoms(count, view=view, voxel_mm=voxel_mm, seed=seed, say=say)
@@ -128,7 +132,7 @@ def measure(
                 rows += _position(name, *parts, seed=seed)
     if "findings" in what:
         for kind in KINDS:
-            jobs = [(kind, seed, n, view, voxel_mm) for n in range(max(count, 2))]
+            jobs = [(kind, seed, n, view, voxel_mm) for n in range(count)]
             if histograms(*jobs[0]) is None:
                 say(f"{kind}: not in this part of the body")
                 continue
