@@ -55,7 +55,7 @@ _PATH = re.compile(r"^[/~\\]|^file:|\.\.[/\\]|[A-Za-z]:[\\/](?!/)", re.IGNORECAS
 
 NOTES, NOTE_LENGTH = 16, 300
 """Most notes of a scan, and characters of one."""
-_NOTE = re.compile(r"[\x20-\x7e]{1,%d}" % NOTE_LENGTH)
+_NOTE = re.compile(rf"[\x20-\x7e]{{1,{NOTE_LENGTH}}}")
 
 _HISTOGRAM_CAP = 65536 * 8
 """A histogram of int16 voxels has at most this many bytes before compression."""
