@@ -13,9 +13,10 @@
 
 from ctfoundry.store.grids import canonical
 from ctfoundry.store.index import Entries
+from ctfoundry.store.meta import Meta
 from ctfoundry.store.placed import CropPlan, make_crop, placement, plan_crop
 from ctfoundry.store.sidecar import PROVENANCE, Entry, Histogram, Sidecar
-from ctfoundry.store.store import CHUNK, Meta, Store, create, open_store
+from ctfoundry.store.store import CHUNK, Store, create, open_store
 
 __all__ = [
     "CHUNK",

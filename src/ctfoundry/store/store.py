@@ -8,12 +8,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -23,9 +21,9 @@ import numpy as np
 
 import ctfoundry
 from ctfoundry import files, geometry
-from ctfoundry.errors import SettingsError, StoreError
+from ctfoundry.errors import StoreError
 from ctfoundry.geometry import Box, Vec3
-from ctfoundry.settings import from_data, to_data
+from ctfoundry.settings import to_data
 from ctfoundry.store import grids, index
 from ctfoundry.store.errors import (
     ArrayError,
@@ -38,9 +36,9 @@ from ctfoundry.store.errors import (
     ShapeError,
     SidecarError,
     TruncatedArrayError,
-    UnknownFormatError,
 )
 from ctfoundry.store.index import Entries
+from ctfoundry.store.meta import Meta, read_meta
 from ctfoundry.store.sidecar import (
     FORMAT,
     ArrayFile,
@@ -68,16 +66,6 @@ AXIS_LIMIT = 32768
 """Most voxels along an axis."""
 VOXEL_LIMIT = 2**31
 """Most voxels of a scan (4 GiB)."""
-
-
-@dataclass(frozen=True)
-class Meta:
-    """``store.json``: format version, grid, name of the salt that patients were hashed with (never the salt), program."""
-
-    format: int
-    grid: str
-    salt_id: str
-    created_by: str
 
 
 def create(path: str | os.PathLike[str], grid: str = "floor:1", *, salt_id: str = "") -> Store:
@@ -128,7 +116,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.meta = _read_meta(path)
+        self.meta = read_meta(path)
         self._scans = path / "scans"
         self._lock = threading.Lock()
         self._new: dict[str, np.ndarray] = {}
@@ -481,29 +469,6 @@ class Store:
         finally:
             place.unlink(missing_ok=True)
             os.close(handle)
-
-
-def _read_meta(path: Path) -> Meta:
-    place = path / "store.json"
-    try:
-        data = json.loads(place.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise NotAStoreError("this is no store: it has no store.json", where=path, do="make one with prepare") from None
-    except (OSError, ValueError) as error:
-        raise NotAStoreError(f"store.json cannot be read ({error})", where=path) from error
-    version = data.get("format") if isinstance(data, dict) else None
-    if isinstance(version, int) and version != FORMAT:
-        raise UnknownFormatError(
-            f"the store has format {version}, this program knows {FORMAT}", where=path, do="update ctfoundry"
-        )
-    try:
-        meta = from_data(Meta, data, "store.json")
-        grids.resampling_onto(meta.grid, (1.0, 1.0, 1.0))
-    except SettingsError as error:
-        raise NotAStoreError(f"store.json is not valid: {error.what}", where=path) from error
-    if not (path / "scans").is_dir():
-        raise NotAStoreError("the store has no scans folder", where=path)
-    return meta
 
 
 def _compress(voxels: Int16[np.ndarray, "d h w"]) -> bytes:
