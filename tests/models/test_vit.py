@@ -83,7 +83,7 @@ def test_golden_outputs(base: FlexibleViT, axes: str, patch: int) -> None:
     compare(out.cls, lines[f"{axes} p{patch} cls"])
     compare(out.patches, lines[f"{axes} p{patch} patch"])
     compare(out.storage, lines[f"{axes} p{patch} storage"])
-    # "layer3" is index 3 of the list of four: block 15, or block 3, whichever the values are of
+    # the golden "layer3 map" is that of block 3, the first of the four asked for
     grid = (len(x), 864, *maps[0].grid)
     compare(maps[0].patches.transpose(1, 2).reshape(grid), lines[f"{axes} p{patch} layer3 map"])
     assert torch.allclose(maps[3].patches, out.patches)
