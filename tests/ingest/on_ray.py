@@ -1,4 +1,7 @@
-"""Started by a test as a process: prepares a store on a Ray cluster of two local nodes, one of which is killed meanwhile."""
+"""Started by a test as a process: prepares a store on a Ray cluster whose only working node is killed meanwhile and replaced.
+
+The head takes no job, so whatever runs, runs on the node that dies: the kill cannot come too late.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 os.environ |= {
@@ -22,7 +25,8 @@ from ray.cluster_utils import Cluster as Nodes
 from ctfoundry.ingest import prepare_store
 from ctfoundry.ingest.cluster import Cluster
 
-SIZE = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
+HEAD = {"num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False}
+WORKER = {"num_cpus": 1, "object_store_memory": 80 << 20}
 
 
 def at_work(parent: int) -> list[int]:
@@ -37,25 +41,28 @@ def at_work(parent: int) -> list[int]:
 
 
 def main(sources: Path, store: Path, kill_after: int) -> None:
-    nodes = Nodes(initialize_head=True, head_node_args=SIZE)
-    second = nodes.add_node(num_cpus=1, object_store_memory=80 << 20)
+    nodes = Nodes(initialize_head=True, head_node_args=HEAD)
+    first = nodes.add_node(**WORKER)
     nodes.wait_for_nodes()
-    killed = []
-
-    (raylet,) = second.all_processes["raylet"]
-
-    def kill() -> None:
-        while len(list((store / "scans").glob("[!.]*.json"))) < kill_after or not (busy := at_work(raylet.process.pid)):
-            time.sleep(0.001)
-        for worker in busy:  # a machine goes with all of its processes; Ray's helper kills the raylet alone
-            os.kill(worker, signal.SIGKILL)
-        nodes.remove_node(second, allow_graceful=False)
-        killed.append(len(list((store / "scans").glob("[!.]*.json"))))
-
-    threading.Thread(target=kill, daemon=True).start()
+    (raylet,) = first.all_processes["raylet"]
     said: list[str] = []
-    outcome = prepare_store([sources], store, "native", executor=Cluster(nodes.address, workers=4), say=said.append)
-    print(json.dumps({"added": len(outcome.added), "killed": killed, "said": said, "left_out": outcome.rules}))
+    with ThreadPoolExecutor(1) as pool:  # nodes come and go from the main thread only
+        run = pool.submit(
+            prepare_store, [sources], store, "native", executor=Cluster(nodes.address, workers=4), say=said.append
+        )
+        while len(done := list((store / "scans").glob("[!.]*.json"))) < kill_after or not (
+            busy := at_work(raylet.process.pid)
+        ):
+            if run.done():
+                break
+            time.sleep(0.001)
+        else:
+            for worker in busy:  # a machine goes with all of its processes; Ray's helper kills the raylet alone
+                os.kill(worker, signal.SIGKILL)
+            nodes.remove_node(first, allow_graceful=False)
+            nodes.add_node(**WORKER)
+        outcome = run.result()
+    print(json.dumps({"added": len(outcome.added), "killed": len(done), "said": said, "left_out": outcome.rules}))
     nodes.shutdown()
 
 

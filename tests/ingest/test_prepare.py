@@ -305,7 +305,7 @@ def test_on_ray_with_a_node_killed_meanwhile(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["killed"]
+    assert 0 < result["killed"] < 8
     assert any("its worker died" in line and line.endswith("tried once more") for line in result["said"])
     assert (result["added"], result["left_out"]) == (8, {})
     assert content(tmp_path / "s") == content(tmp_path / "reference")
