@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ctfoundry.errors import SettingsError
-from ctfoundry.pretrain.recipe import load_recipe, recipe_names
+from ctfoundry.pretrain.recipe_files import load_recipe, recipe_names
 from ctfoundry.settings import to_data, with_changes
 from ctfoundry.zoo import CARDS
 

@@ -174,7 +174,7 @@ blocked = {"nibabel", "SimpleITK", "pydicom", "scipy", "duckdb", "yaml", "matplo
            "jaxtyping", "PIL"}
 for name in blocked:
     sys.modules[name] = None  # importing it fails, and asking whether it is there says no
-from ctfoundry.pretrain.recipe import load_recipe
+from ctfoundry.pretrain.recipe_files import load_recipe
 from ctfoundry.pretrain.run import pretrain
 done = pretrain(sys.argv[1], sys.argv[2], sys.argv[3], steps=3, device="cpu")
 assert done.train.steps == 3

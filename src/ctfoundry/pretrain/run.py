@@ -12,7 +12,8 @@ from ctfoundry import files
 from ctfoundry.encoder import Card, Encoder
 from ctfoundry.errors import UsageError
 from ctfoundry.infer.passes import Extent
-from ctfoundry.pretrain.recipe import Recipe, load_recipe
+from ctfoundry.pretrain.recipe import Recipe
+from ctfoundry.pretrain.recipe_files import load_recipe
 from ctfoundry.record import Record
 from ctfoundry.settings import to_data, with_changes
 from ctfoundry.store import Entry, Store, open_store

@@ -98,7 +98,7 @@ def quickstart(
     Raises UsageError when there are fewer than two usable scans, or no minutes.
     """
     from ctfoundry import zoo
-    from ctfoundry.pretrain.recipe import load_recipe
+    from ctfoundry.pretrain.recipe_files import load_recipe
     from ctfoundry.quickstart.page import write_overview, write_report
 
     if not 0 < minutes < math.inf:

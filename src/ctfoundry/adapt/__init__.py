@@ -1,0 +1,1 @@
+"""From a pretrained encoder to a task: probes on frozen features, fine-tuning."""
