@@ -13,8 +13,8 @@ import pytest
 import worlds
 from ctfoundry import io
 from ctfoundry.errors import UsageError
+from ctfoundry.evaluate.gather import gather
 from ctfoundry.quickstart import quickstart
-from ctfoundry.quickstart.gather import gather
 from ctfoundry.quickstart.run import _fill_store
 from ctfoundry.volume import Volume
 

@@ -15,7 +15,7 @@ from ctfoundry.report.page import Callout, Card, Cards, Details, Facts, Figure, 
 from ctfoundry.report.planes import three_planes
 
 if TYPE_CHECKING:
-    from ctfoundry.quickstart.gather import Scan
+    from ctfoundry.evaluate.gather import Scan
     from ctfoundry.quickstart.run import Results
 
 SHOWN_SCANS = 12

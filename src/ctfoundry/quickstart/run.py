@@ -14,12 +14,12 @@ import numpy as np
 
 from ctfoundry import identity, stats
 from ctfoundry.errors import CTFoundryError, UsageError
+from ctfoundry.evaluate import gather as gathering
 from ctfoundry.evaluate import localise, views
+from ctfoundry.evaluate.gather import Gathered, Scan, Split
 from ctfoundry.explain import pca
 from ctfoundry.keys import Key
 from ctfoundry.preparation import PREPARATIONS
-from ctfoundry.quickstart import gather as gathering
-from ctfoundry.quickstart.gather import Gathered, Scan, Split
 from ctfoundry.record import Record
 from ctfoundry.retrieval import embed as embedding
 from ctfoundry.retrieval import search
@@ -171,10 +171,11 @@ class _Clock:
 
 
 def _phantoms(out: Path, seed: int, clock: _Clock) -> Path:
-    from ctfoundry.quickstart.phantoms import make_many
+    from ctfoundry.layouts import plain
+    from ctfoundry.layouts.cases import Cohort
 
     with clock("make phantoms"):
-        make_many(out / "phantoms", PHANTOMS, seed, say=clock.detail)
+        plain.make_many(out / "phantoms", Cohort(PHANTOMS, seed), say=clock.detail)
     return out / "phantoms"
 
 

@@ -13,10 +13,10 @@ import pytest
 import worlds
 from ctfoundry import io
 from ctfoundry.errors import UsageError
+from ctfoundry.evaluate import landmarks, patients
+from ctfoundry.evaluate.gather import FEWEST_PATIENTS, Gathered, gather, hold_out
+from ctfoundry.evaluate.patients import Coarse, alike
 from ctfoundry.geometry import make_affine
-from ctfoundry.quickstart import landmarks, patients
-from ctfoundry.quickstart.gather import FEWEST_PATIENTS, Gathered, gather, hold_out
-from ctfoundry.quickstart.patients import Coarse, alike
 from ctfoundry.volume import Volume
 
 
@@ -197,7 +197,7 @@ def test_with_few_patients_nobody_is_held_out_and_it_says_so():
     volume = scan(0)
 
     def one(name: str) -> object:
-        from ctfoundry.quickstart.gather import Scan
+        from ctfoundry.evaluate.gather import Scan
 
         return Scan(name, name, name, name, volume.grid, lambda: volume, {}, (0, 1), "nifti")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from ctfoundry import identity, io
 from ctfoundry.errors import CTFoundryError, UsageError
+from ctfoundry.evaluate import landmarks, patients
 from ctfoundry.geometry import Grid
 from ctfoundry.keys import Key
-from ctfoundry.quickstart import landmarks, patients
 from ctfoundry.volume import Volume
 
 SMALLEST_MM = 40.0
