@@ -88,3 +88,29 @@ def test_a_landmark_outside_what_the_encoder_sees_is_left_out():
     other = Case(second.id, second.patient, second.volume, {"corner": outside["corner"], **second.landmarks})
     errors = localise.localise([made, other], {"hu": localise.hu_method(worlds.tiny(), "stage0")})
     assert {e.landmark for e in errors} == {"centre"}
+
+
+def test_containment_is_a_look_up_of_the_voxel():
+    volume = worlds.body(0)
+    voxels = np.zeros(volume.shape, np.uint8)
+    voxels[3:6, 4:7, 5:9] = 7
+    labels = Volume(voxels, volume.affine, "label", {7: "Liver"})
+    case = Case("c", "p", volume, {}, labels)
+    corners = labels.world([[3, 4, 5], [5, 6, 8], [2.4, 4, 5], [2.6, 4, 5], [6, 4, 5], [-50, 0, 0]])
+    assert case.inside("liver", corners).tolist() == [1, 1, 0, 1, 0, 0]
+    assert case.inside("spleen", corners) is None
+    assert Case("c", "p", volume, {}).inside("liver", corners) is None
+
+
+def test_the_target_tells_whether_a_place_is_inside():
+    first, second, _ = cases()
+    voxels = np.zeros(second.volume.shape, np.uint8)
+    labelled = Case(
+        second.id, second.patient, second.volume, second.landmarks, Volume(voxels, second.volume.affine, "label", {1: "centre"})
+    )  # fmt: skip
+    middle = tuple(n // 2 for n in voxels.shape)
+    voxels[tuple(slice(m - 1, m + 2) for m in middle)] = 1
+    errors = localise.localise([first, labelled], {"hu": localise.hu_method(worlds.tiny(), "stage2")})
+    assert {e.inside for e in errors if e.target == first.id} == {None}
+    nearest = next(e for e in errors if e.target == labelled.id and e.method == "position in the body box")
+    assert nearest.inside == float(nearest.pair.value < 8)

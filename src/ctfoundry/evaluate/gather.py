@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ctfoundry import identity, io
 from ctfoundry.errors import CTFoundryError, UsageError
@@ -14,6 +15,9 @@ from ctfoundry.evaluate import landmarks, patients
 from ctfoundry.geometry import Grid
 from ctfoundry.keys import Key
 from ctfoundry.volume import Volume
+
+if TYPE_CHECKING:
+    from ctfoundry.store import Store
 
 SMALLEST_MM = 40.0
 """A scan shorter than this along any axis is no volume to learn anatomy from (single slices, scouts)."""
@@ -185,3 +189,26 @@ def hold_out(gathered: Gathered, seed: int) -> Split:
     order.sort(key=lambda patient: patient not in shared)
     held = sorted(order[: max(round(len(everyone) * HELD_OUT_SHARE), 2)])
     return Split(tuple(p for p in everyone if p not in held), tuple(held), honest=True)
+
+
+def fill_store(
+    path: Path, scans: Sequence[Scan], spacing: Sequence[float | None], say: Callable[[str], None] = lambda _: None
+) -> Store:
+    """Every scan at the recipe's own spacing, so that a training crop is a plain read.
+
+    A folder may have been used before, for other data or another ``--patients``: what is no longer a scan of that patient
+    leaves the store, because training chooses by the patients' names, and a held-out one must not get in by an old name.
+    """
+    from ctfoundry.store import create
+
+    grid = "x".join(f"{s:g}" for s in spacing if s is not None)
+    owners = {scan.id: scan.patient for scan in scans}
+    with create(path, grid=grid) as store:
+        for entry in list(store.entries):
+            if owners.get(entry.id) != entry.patient:
+                store.remove(entry.id)
+        for number, scan in enumerate(scans, 1):
+            if scan.id not in store:
+                store.add(scan.read(), scan.id, patient=scan.patient)
+            say(f"stored {number} of {len(scans)} scans")
+    return store

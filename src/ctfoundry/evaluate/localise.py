@@ -22,7 +22,7 @@ from ctfoundry.retrieval.search import dense_map, query_vector
 from ctfoundry.volume import Volume
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, Float64
     from torch import Tensor
 
 BANDS = (-1024.0, -700.0, -150.0, -20.0, 30.0, 80.0, 200.0, 600.0, 3072.0)
@@ -31,23 +31,40 @@ BANDS = (-1024.0, -700.0, -150.0, -20.0, 30.0, 80.0, 200.0, 600.0, 3072.0)
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One scan with the places that are known in it (world mm, RAS+)."""
+    """One scan with the places that are known in it (world mm, RAS+); `labels` tell what a found place lies in."""
 
     id: str
     patient: str
     volume: Volume
     landmarks: Mapping[str, tuple[float, float, float]]
+    labels: Volume | None = None
+
+    def inside(self, name: str, points: geometry.Points) -> Float64[np.ndarray, "n"] | None:
+        """1 where a point (n, 3) lies in a voxel of the structure, else 0; None without labels of that name.
+
+        A look-up of the voxel that holds the point. (The reference's containment rate accepts nearly every point: 7.5.)
+        """
+        ids = [] if self.labels is None else [i for i, n in (self.labels.names or {}).items() if n.lower() == name]
+        if self.labels is None or not ids:
+            return None
+        index = np.rint(geometry.to_index(self.labels.affine, points)).astype(np.int64)
+        held = ((index >= 0) & (index < self.labels.shape)).all(1)
+        found = np.zeros(len(index))
+        found[held] = np.isin(self.labels.voxels[tuple(index[held].T)], ids)
+        return found
 
 
 @dataclass(frozen=True)
 class Error:
-    """Error in mm of one method for one landmark, from one case into another."""
+    """Error in mm of one method for one landmark, from one case into another; `inside`: 1 where the found place lies in the
+    structure, 0 where not, None where the target has no labels."""
 
     method: str
     landmark: str
     query: str
     target: str
     pair: stats.Pair
+    inside: float | None = None
 
 
 Describe = Callable[[Volume], FeatureMap]
@@ -105,11 +122,13 @@ def localise(cases: Sequence[Case], methods: Mapping[str, Describe]) -> list[Err
             points["position in the body box"] = boxes[t][0] + share * (boxes[t][1] - boxes[t][0])
             if grid is not None:
                 points["best possible cell"] = np.array([grid[t].closest(point) for point in truth])
-            found += [
-                Error(method, name, query.id, target.id, stats.Pair(query.patient, target.patient, float(error)))
-                for method, places in points.items()
-                for name, error in zip(names, metrics.localisation_error(places, truth), strict=True)
-            ]
+            for method, places in points.items():
+                errors = metrics.localisation_error(places, truth)
+                for name, place, error in zip(names, places, errors, strict=True):
+                    inside = target.inside(name, place[None])
+                    pair = stats.Pair(query.patient, target.patient, float(error))
+                    hit = None if inside is None else float(inside[0])
+                    found.append(Error(method, name, query.id, target.id, pair, hit))
     return found
 
 

@@ -16,7 +16,7 @@ from ctfoundry import identity, stats
 from ctfoundry.errors import CTFoundryError, UsageError
 from ctfoundry.evaluate import gather as gathering
 from ctfoundry.evaluate import localise, views
-from ctfoundry.evaluate.gather import Gathered, Scan, Split
+from ctfoundry.evaluate.gather import Gathered, Scan, Split, fill_store
 from ctfoundry.explain import pca
 from ctfoundry.keys import Key
 from ctfoundry.preparation import PREPARATIONS
@@ -119,7 +119,9 @@ def quickstart(
     results = Results(gathered, split, data is None, minutes, seed, device)
     recipe = load_recipe(RECIPE)
     with clock("fill the store"):
-        store = _fill_store(out / "store", gathered, PREPARATIONS[recipe.preparation].resampling.spacing, clock.detail)
+        store = fill_store(
+            out / "store", gathered.scans, PREPARATIONS[recipe.preparation].resampling.spacing, clock.detail
+        )
     with clock("pretrain"):
         _pretrain(store, out / "run", results, quiet)
     trained = zoo.load_encoder(out / "run", device=device)
@@ -177,27 +179,6 @@ def _phantoms(out: Path, seed: int, clock: _Clock) -> Path:
     with clock("make phantoms"):
         plain.make_many(out / "phantoms", Cohort(PHANTOMS, seed), say=clock.detail)
     return out / "phantoms"
-
-
-def _fill_store(path: Path, gathered: Gathered, spacing: Sequence[float | None], say: Callable[[str], None]) -> Store:
-    """Every scan at the recipe's own spacing, so that a training crop is a plain read.
-
-    A folder may have been used before, for other data or another ``--patients``: what is no longer a scan of that patient
-    leaves the store, because training chooses by the patients' names, and a held-out one must not get in by an old name.
-    """
-    from ctfoundry.store import create
-
-    grid = "x".join(f"{s:g}" for s in spacing if s is not None)
-    owners = {scan.id: scan.patient for scan in gathered.scans}
-    with create(path, grid=grid) as store:
-        for entry in list(store.entries):
-            if owners.get(entry.id) != entry.patient:
-                store.remove(entry.id)
-        for number, scan in enumerate(gathered.scans, 1):
-            if scan.id not in store:
-                store.add(scan.read(), scan.id, patient=scan.patient)
-            say(f"stored {number} of {len(gathered.scans)} scans")
-    return store
 
 
 def _pretrain(store: Store, run: Path, results: Results, quiet: bool) -> None:
