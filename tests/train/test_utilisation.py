@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from ctfoundry.models.segresnet import SegResNetEncoder
+from ctfoundry.train import utilisation
+from ctfoundry.train.utilisation import counting, flops_of, peak_flops, peak_memory_gib, published_peak
+
+
+def by_hand(filters: int, blocks: tuple[int, ...], shape: tuple[int, int, int], views: int) -> tuple[float, float]:
+    """(forward, backward) operations of a SegResNet encoder from its definition: 2 * 27 * in * out * cells a convolution."""
+    forward, backward = 0.0, 0.0
+
+    def convolution(inputs: int, outputs: int, cells: int, first: bool = False) -> None:
+        nonlocal forward, backward
+        count = 2.0 * 27 * inputs * outputs * cells * views
+        forward += count
+        backward += count if first else 2 * count  # the image needs no gradient
+
+    size = list(shape)
+    convolution(1, filters, size[0] * size[1] * size[2], first=True)
+    for i, count in enumerate(blocks):
+        width = filters * 2**i
+        for _ in range(2 * count):
+            convolution(width, width, size[0] * size[1] * size[2])
+        if i < len(blocks) - 1:
+            size = [-(-n // 2) for n in size]
+            convolution(width, 2 * width, size[0] * size[1] * size[2])
+    return forward, backward
+
+
+@pytest.mark.parametrize("shape", [(16, 32, 32), (8, 20, 12)])
+def test_operations_of_the_encoder_are_those_counted_by_hand(shape: tuple[int, int, int]) -> None:
+    encoder = SegResNetEncoder(1, 4, (1, 2, 1))
+    x = torch.ones(3, 1, *shape)
+    found = flops_of(lambda: encoder.features(x, ("stage2",))[0]["stage2"].sum())
+    assert (found.forward, found.backward) == by_hand(4, (1, 2, 1), shape, 3)
+    assert found.again == 0
+
+
+def test_operations_agree_with_torchs_own_counter() -> None:
+    network = nn.Sequential(nn.Conv3d(1, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 27, 5), nn.Linear(5, 2))
+    x = torch.ones(2, 1, 8, 8, 8)
+    with FlopCounterMode(display=False) as theirs:
+        network(x).sum().backward()
+    assert flops_of(lambda: network(x).sum()).useful == theirs.get_total_flops()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_what_is_computed_twice_to_save_memory_is_no_progress(reentrant: bool) -> None:
+    network = nn.Sequential(*(nn.Conv3d(4, 4, 3, padding=1) for _ in range(3)))
+    x = torch.ones(1, 4, 6, 6, 6, requires_grad=True)
+    plain = flops_of(lambda: network(x).sum())
+    saving = flops_of(lambda: checkpoint(network, x, use_reentrant=reentrant).sum())
+    assert (saving.forward, saving.backward) == (plain.forward, plain.backward)
+    assert plain.forward / 2 < saving.again <= plain.forward  # torch may stop before the last layer
+    assert saving.executed == saving.useful + saving.again
+
+
+def test_an_own_autograd_function_and_a_half_precision_product_are_seen() -> None:
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, a, b):
+            ctx.save_for_backward(a, b)
+            return a @ b
+
+        @staticmethod
+        def backward(ctx, grad):
+            a, b = ctx.saved_tensors
+            return grad @ b.T, a.T @ grad
+
+    a, b = torch.ones(3, 4, requires_grad=True), torch.ones(4, 5, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = flops_of(lambda: Product.apply(a, b).sum())
+    assert (found.forward, found.backward) == (2 * 3 * 4 * 5, 2 * 2 * 3 * 4 * 5)
+
+
+def test_counting_changes_no_bit() -> None:
+    def train(counted: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        network = SegResNetEncoder(1, 4, (1, 1)).train()
+        optimiser = torch.optim.AdamW(network.parameters(), 1e-2)
+        for _ in range(3):
+            x = torch.randn(2, 1, 8, 8, 8)
+            optimiser.zero_grad()
+            if counted:
+                with counting():
+                    network.features(x, ("stage1",))[0]["stage1"].square().mean().backward()
+            else:
+                network.features(x, ("stage1",))[0]["stage1"].square().mean().backward()
+            optimiser.step()
+        return [*network.state_dict().values(), torch.get_rng_state()]
+
+    for one, two in zip(train(False), train(True), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_measured_peak_is_near_what_a_plain_product_reaches_and_measured_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    state = torch.get_rng_state()
+    peak = peak_flops("cpu", "fp32")
+    assert torch.equal(state, torch.get_rng_state())
+    a = torch.rand(512, 512)
+    best = min(_seconds(lambda: a @ a) for _ in range(20))
+    assert 0.2 < 2 * 512**3 / best / peak < 5  # another size, other noise
+    monkeypatch.setattr(utilisation, "_wait", lambda place: pytest.fail("measured again"))
+    assert peak_flops("cpu", "fp32") == peak
+
+
+def _seconds(call) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "tera"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bf16", 989.4),
+        ("NVIDIA H100 PCIe", "bf16", 756.4),
+        ("NVIDIA H200", "fp16", 989.4),
+        ("NVIDIA A100-SXM4-80GB", "bf16", 312),
+        ("NVIDIA A100-SXM4-80GB", "fp32", 156),
+        ("Tesla V100-SXM2-32GB", "fp32", 15.7),
+        ("Tesla T4", "fp16", 65),
+        ("NVIDIA L40S", "bf16", 362),
+        ("NVIDIA L4", "bf16", 121),
+        ("NVIDIA A10G", "bf16", 70),
+        ("NVIDIA GeForce RTX 4090", "bf16", 165.2),
+        ("NVIDIA RTX A6000", "bf16", 154.8),
+    ],
+)
+def test_published_peaks_are_found_by_the_drivers_name(name: str, dtype, tera: float) -> None:
+    assert published_peak(name, dtype) == pytest.approx(tera * 1e12)
+
+
+def test_what_has_no_published_peak_has_none() -> None:
+    assert published_peak("NVIDIA A100-SXM4-40GB MIG 3g.20gb", "bf16") is None
+    assert published_peak("NVIDIA GeForce GTX 1080", "fp32") is None
+    assert published_peak("NVIDIA H100 80GB HBM3", "fp64") is None
+    assert published_peak("NVIDIA A100-SXM4-80GB", "fp32", tf32=False) == 19.5e12
+
+
+def test_peak_memory_is_what_the_kernel_says() -> None:
+    found = peak_memory_gib("cpu")
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    assert found == pytest.approx(int(line.split()[1]) / 2**20, rel=0.05)
