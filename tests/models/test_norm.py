@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import processes
 from ctfoundry.errors import ContractError
 from ctfoundry.keys import Key
 from ctfoundry.models.initialisation import initialise
-from ctfoundry.models.norm import GroupedBatchNorm3d, batch_norm_groups
+from ctfoundry.models.norm import GroupedBatchNorm1d, GroupedBatchNorm3d, batch_norm_groups, running_statistics
 from ctfoundry.models.segresnet import SegResNetEncoder
 
 GROUPS = 3
@@ -62,3 +64,106 @@ def test_keeps_channels_last() -> None:
     x = data(4, 4, 3, 3, 3).float().to(memory_format=torch.channels_last_3d)
     with batch_norm_groups(norm, 2):
         assert norm(x).is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_one_dimensional_groups_equal_separate_passes() -> None:
+    grouped, separate = (GroupedBatchNorm1d(5, affine=False).double() for _ in range(2))
+    x = data(4 * GROUPS, 5)
+    with batch_norm_groups(grouped, GROUPS):
+        out = grouped(x)
+    torch.testing.assert_close(out, torch.cat([separate(part) for part in x.chunk(GROUPS)]))
+    torch.testing.assert_close(grouped.running_var, separate.running_var)
+
+
+@pytest.mark.parametrize("kind", [GroupedBatchNorm3d, nn.BatchNorm3d])
+def test_running_statistics_can_be_left_alone(kind: type[nn.BatchNorm3d]) -> None:
+    network = nn.Sequential(kind(3), nn.Conv3d(3, 2, 1), kind(2))
+    before = copy.deepcopy(network.state_dict())
+    x = data(4, 3, 2, 2, 2).float()
+    with running_statistics(network, update=False):
+        still = network(x)
+        network.eval()(x)  # eval mode goes on using them
+        network.train()
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert torch.equal(still, network(x))
+    assert int(network[0].num_batches_tracked) == 1
+    assert not torch.equal(network[0].running_mean, before["0.running_mean"])
+
+
+SYNCHRONISED = """
+import sys
+import torch
+from ctfoundry import parallel
+from ctfoundry.models.norm import GroupedBatchNorm1d, GroupedBatchNorm3d, batch_norm_groups, running_statistics
+from models.test_norm import GROUPS, ranked_data, ranked_network
+
+with parallel.joined("cpu", timeout=30):
+    r, found = parallel.rank(), {}
+    own, weight = (t[:, 2 * r : 2 * r + 2].flatten(0, 1) for t in ranked_data())
+    for groups in (1, GROUPS):
+        network, x = ranked_network(), own.clone().requires_grad_()
+        with batch_norm_groups(network, groups):
+            out = network(x)
+        (out * weight).sum().backward()
+        found[f"out{groups}"], found[f"dx{groups}"] = out.detach(), x.grad
+        found.update({f"grad{groups}.{n}": p.grad for n, p in network.named_parameters()})
+        found.update({f"buffer{groups}.{n}": b for n, b in network.named_buffers()})
+    with batch_norm_groups(alone := ranked_network(), GROUPS, sync=False):
+        found["alone"] = alone(own).detach()
+    half = own.to(torch.bfloat16).to(memory_format=torch.channels_last_3d).requires_grad_()
+    out = GroupedBatchNorm3d(3)(half)
+    (out * out.detach().sin()).sum().backward()
+    found["half"], found["dhalf"] = out.detach(), half.grad
+    torch.save(found, f"{sys.argv[1]}/{r}")
+"""
+
+
+def ranked_data() -> tuple[torch.Tensor, torch.Tensor]:
+    """Three groups of four samples with means far from 0, and the weights of a loss."""
+    x = 2 * data(GROUPS, 4, 3, 2, 3, 2) + 5 + torch.arange(4.0).view(1, 4, 1, 1, 1, 1)
+    return x, torch.cos(7 * data(GROUPS, 4, 6))
+
+
+def ranked_network(three: type[nn.Module] = GroupedBatchNorm3d, one: type[nn.Module] = GroupedBatchNorm1d) -> nn.Module:
+    layers = [three(3), nn.ReLU(inplace=True), nn.Conv3d(3, 4, 2), three(4, affine=False), nn.Flatten()]
+    network = nn.Sequential(*layers, nn.Linear(8, 6), one(6, momentum=None))
+    return initialise(network, Key.of("ranked")).double()
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    """Outputs, gradients and running statistics in float64, against torch's own batch norm in one process."""
+    processes.run(SYNCHRONISED, 2, tmp_path)
+    ranks = [torch.load(tmp_path / str(r), weights_only=True) for r in range(2)]
+
+    def merged(name: str) -> torch.Tensor:
+        return torch.cat([found[name].unflatten(0, (GROUPS, 2)) for found in ranks], dim=1)
+
+    for groups in (1, GROUPS):
+        plain = ranked_network(nn.BatchNorm3d, nn.BatchNorm1d)
+        x, weight = ranked_data()
+        x.requires_grad_()
+        out = torch.cat([plain(part.flatten(0, 1)).unflatten(0, (-1, 4)) for part in x.chunk(groups)])
+        (out * weight).sum().backward()
+        assert x.grad is not None
+        exact = {"rtol": 1e-10, "atol": 1e-10}
+        torch.testing.assert_close(merged(f"out{groups}"), out, **exact)
+        torch.testing.assert_close(merged(f"dx{groups}"), x.grad, **exact)
+        for name, p in plain.named_parameters():
+            torch.testing.assert_close(sum(found[f"grad{groups}.{name}"] for found in ranks), p.grad, **exact)
+        for name, b in plain.named_buffers():
+            assert torch.equal(ranks[0][f"buffer{groups}.{name}"], ranks[1][f"buffer{groups}.{name}"])
+            torch.testing.assert_close(ranks[0][f"buffer{groups}.{name}"], b, **exact)
+
+    plain = ranked_network(nn.BatchNorm3d, nn.BatchNorm1d)
+    for r, found in enumerate(ranks):  # without sync each process is by itself
+        parts = [part.flatten(0, 1) for part in ranked_data()[0][:, 2 * r : 2 * r + 2].chunk(GROUPS)]
+        torch.testing.assert_close(found["alone"], torch.cat([plain(part) for part in parts]))
+
+    whole = ranked_data()[0].flatten(0, 1).float().requires_grad_()
+    out = nn.BatchNorm3d(3)(whole)
+    (out * out.detach().sin()).sum().backward()
+    assert whole.grad is not None
+    for name, value, atol in (("half", out, 0.02), ("dhalf", whole.grad, 0.02)):
+        assert all(found[name].dtype == torch.bfloat16 for found in ranks)
+        assert all(found[name].is_contiguous(memory_format=torch.channels_last_3d) for found in ranks)
+        torch.testing.assert_close(merged(name).flatten(0, 1).float(), value, rtol=0.02, atol=atol)
