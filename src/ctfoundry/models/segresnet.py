@@ -16,6 +16,7 @@ from ctfoundry.errors import ContractError
 from ctfoundry.models.convolution import Conv3x3x3
 from ctfoundry.models.levels import Level
 from ctfoundry.models.norm import GroupedBatchNorm3d
+from ctfoundry.models.recompute import recomputed
 from ctfoundry.settings import nearest
 
 if TYPE_CHECKING:
@@ -62,7 +63,13 @@ class SegResNetEncoder(nn.Module):
     in_channels : of the input.
     filters : channels of the first stage; stage i has ``filters * 2**i``.
     blocks : residual blocks of each stage.
+
+    Attributes
+    ----------
+    checkpoint : keep the input of each stage only, and compute it again in the backward pass (`ctfoundry.models.recompute`).
     """
+
+    checkpoint = False
 
     def __init__(self, in_channels: int = 1, filters: int = 32, blocks: Sequence[int] = (1, 2, 2, 4, 4)) -> None:
         super().__init__()
@@ -105,19 +112,29 @@ class SegResNetEncoder(nn.Module):
         if not levels:
             return maps, vectors
         deepest = max(map(names.index, levels))
-        x = self.conv_init(x)
-        for i, stage in enumerate(self.layers):
-            assert isinstance(stage, Stage)
-            x = stage.blocks(x)
+        for i in range(deepest + 1):
+            x, below = self._stage(i, x, last=i == deepest)
             if names[i] in levels:
                 maps[names[i]] = x
-            if i == deepest:
-                break
-            assert stage.downsample is not None
-            x = stage.downsample(x)
+            if i < deepest:
+                x = below
         if deepest == len(names) - 1:
             vectors["mean"] = x.mean((2, 3, 4))
         return maps, vectors
+
+    def _stage(self, i: int, x: Float[Tensor, "b c d h w"], *, last: bool) -> tuple[Tensor, Tensor]:
+        """The map of a stage, and the way down to the next (the map itself after the last)."""
+        stage = self.layers[i]
+        assert isinstance(stage, Stage)
+
+        def run(x: Tensor) -> tuple[Tensor, Tensor]:
+            x = stage.blocks(self.conv_init(x) if i == 0 else x)
+            if last:
+                return x, x
+            assert stage.downsample is not None
+            return x, stage.downsample(x)
+
+        return recomputed(self, run, x) if self.checkpoint else run(x)
 
     def peak_bytes(self, shape: Vec3) -> int:
         """Memory of one float32 forward pass without gradients over one input of `shape`, weights not counted.

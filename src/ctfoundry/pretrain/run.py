@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jaxtyping import Int16
 
     from ctfoundry.geometry import Box
-    from ctfoundry.pretrain.simclr import IntraSampleSimCLR
+    from ctfoundry.pretrain.task import CropTask
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def pretrain(
     device : ``auto``, ``cpu`` or ``cuda[:i]``.
     patients : train on the scans of these only.
     """
-    from ctfoundry.pretrain.simclr import IntraSampleSimCLR
+    from ctfoundry.pretrain.task import CropTask
 
     run = Path(run)
     chosen = with_changes(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), changes)
@@ -108,7 +108,7 @@ def pretrain(
     else:
         files.write_json(kept, to_data(chosen))
 
-    task = IntraSampleSimCLR(chosen)
+    task = CropTask(chosen)
     summary = fit(
         task,
         source,
@@ -140,7 +140,7 @@ def choose(store: Store, patients: Collection[str] | None) -> Chosen:
     return Chosen(store, entries)
 
 
-def _card(task: IntraSampleSimCLR, summary: Summary, source: Chosen, patients: int) -> Card:
+def _card(task: CropTask, summary: Summary, source: Chosen, patients: int) -> Card:
     recipe = task.recipe
     training: dict[str, Any] = {
         "recipe": to_data(recipe),

@@ -17,10 +17,10 @@ from ctfoundry.files import sha256
 from ctfoundry.geometry import make_affine
 from ctfoundry.keys import Key
 from ctfoundry.preparation import PREPARATIONS, prepare
-from ctfoundry.pretrain.losses import intra_sample_nt_xent
+from ctfoundry.pretrain.nt_xent import nt_xent_intra
 from ctfoundry.pretrain.recipe import LossSettings
 from ctfoundry.pretrain.run import pretrain
-from ctfoundry.pretrain.simclr import IntraSampleSimCLR
+from ctfoundry.pretrain.task import CropTask
 from ctfoundry.settings import to_data
 from ctfoundry.store import Store, create, open_store
 from ctfoundry.train.monitor import read_metrics
@@ -35,7 +35,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return make_store(tmp_path_factory.mktemp("store"))
 
 
-def make_batch(task: IntraSampleSimCLR, source: Store, keys: list[Key]) -> tuple[torch.Tensor, list]:
+def make_batch(task: CropTask, source: Store, keys: list[Key]) -> tuple[torch.Tensor, list]:
     entries = [source.entries[i % len(source)] for i in range(len(keys))]
     draws = [task.plan(key, entry) for key, entry in zip(keys, entries, strict=True)]
     reads = [[source.read(e.id, box) for box in d.boxes] for e, d in zip(entries, draws, strict=True)]
@@ -43,7 +43,7 @@ def make_batch(task: IntraSampleSimCLR, source: Store, keys: list[Key]) -> tuple
 
 
 def test_a_plan_is_a_function_of_its_key_and_scan(scans: Store) -> None:
-    task, other = IntraSampleSimCLR(recipe()), IntraSampleSimCLR(recipe())
+    task, other = CropTask(recipe()), CropTask(recipe())
     keys = [Key.of(1, "a"), Key.of(1, "b")]
     ahead = [task.plan(key, scans.entries[0]) for key in keys]
     back = [other.plan(key, scans.entries[0]) for key in reversed(keys)][::-1]
@@ -56,7 +56,7 @@ def test_a_plan_is_a_function_of_its_key_and_scan(scans: Store) -> None:
 
 def test_crop_positions_are_uniform_in_the_foreground_box(scans: Store) -> None:
     """Chi-square per axis and over pairs of axes, with fixed keys; MONAI's RandSpatialCrop draws likewise."""
-    task = IntraSampleSimCLR(recipe(crops=40))
+    task = CropTask(recipe(crops=40))
     entry = scans.entries[0]
     starts = np.array([s for k in range(60) for s in task.plan(Key.of("uniform", k), entry).starts])
     (d0, d1), (h0, h1), (w0, w1) = entry.box_soft
@@ -76,7 +76,7 @@ def test_crop_positions_are_uniform_in_the_foreground_box(scans: Store) -> None:
 @pytest.mark.parametrize("grid", ["6x2x2", "native"])
 def test_crops_are_those_of_the_prepared_scan(tmp_path: Path, grid: str) -> None:
     source = make_store(tmp_path, grid=grid, count=2, shape=(24, 60, 64) if grid == "6x2x2" else (90, 70, 80))
-    task = IntraSampleSimCLR(recipe(views=PLAIN_VIEWS))
+    task = CropTask(recipe(views=PLAIN_VIEWS))
     x, draws = make_batch(task, source, [Key.of(0), Key.of(1)])
     assert x.shape == (4 * 2 * 2, 1, 8, 16, 16)
     for b, entry in enumerate(source.entries):
@@ -91,7 +91,7 @@ def test_a_scan_smaller_than_the_crop_is_centred_and_padded_with_air(tmp_path: P
     scan = Volume(np.full((5, 40, 11), 500, np.int16), make_affine((6, 2, 2), "SPL"), "hu")
     with create(tmp_path, grid="6x2x2") as source:
         source.add(scan, "small", patient="p")
-    x, draws = make_batch(IntraSampleSimCLR(recipe(views=PLAIN_VIEWS)), open_store(tmp_path), [Key.of(0)])
+    x, draws = make_batch(CropTask(recipe(views=PLAIN_VIEWS)), open_store(tmp_path), [Key.of(0)])
     assert {(s[0], s[2]) for s in draws[0].starts} == {(-1, -2)}  # as SpatialPad: the end gets the odd voxel
     body = (x > 0).squeeze(1)
     assert body[0].any(2).any(1).nonzero().flatten().tolist() == [1, 2, 3, 4, 5]
@@ -101,8 +101,8 @@ def test_a_scan_smaller_than_the_crop_is_centred_and_padded_with_air(tmp_path: P
 
 def test_batch_norm_averages_over_what_the_recipe_says(scans: Store) -> None:
     """Against the published loop: each crop-view of all scans is a forward pass of its own."""
-    task = IntraSampleSimCLR(recipe(batch_norm="per-crop-view", loss=LossSettings(symmetric=False)))
-    literal = IntraSampleSimCLR(recipe())
+    task = CropTask(recipe(batch_norm="per-crop-view", loss=LossSettings(symmetric=False)))
+    literal = CropTask(recipe())
     x, _ = make_batch(task, scans, [Key.of(i) for i in range(3)])
     task.modules.train()
     literal.modules.train()
@@ -115,11 +115,11 @@ def test_batch_norm_averages_over_what_the_recipe_says(scans: Store) -> None:
         for m in range(4)
     ]
     z = torch.stack([torch.stack(views, 1) for views in crops], 1)  # b m v c
-    torch.testing.assert_close(loss, intra_sample_nt_xent(z, 0.1))
+    torch.testing.assert_close(loss, nt_xent_intra(z, 0.1))
     ours, theirs = task.encoder.state_dict(), literal.encoder.state_dict()
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name])
-    assert task.losses(x, 0)["loss"] != IntraSampleSimCLR(recipe()).losses(x, 0)["loss"]
+    assert task.losses(x, 0)["loss"] != CropTask(recipe()).losses(x, 0)["loss"]
 
 
 def test_it_learns_to_tell_places_apart(scans: Store, tmp_path: Path) -> None:
@@ -197,8 +197,8 @@ def test_a_bare_machine_pretrains(scans: Store, tmp_path: Path) -> None:
 
 def test_head_norm_takes_away_what_all_embeddings_share(scans: Store) -> None:
     """A module of its own, so that the head's keys stay those of the public checkpoints; the encoder is the same."""
-    plain = IntraSampleSimCLR(recipe())
-    normed = IntraSampleSimCLR(recipe(model=replace(recipe().model, head_norm=True)))
+    plain = CropTask(recipe())
+    normed = CropTask(recipe(model=replace(recipe().model, head_norm=True)))
     x, _ = make_batch(plain, scans, [Key.of(i) for i in range(3)])
     before, after = plain.losses(x, 0), normed.losses(x, 0)
     assert after["negative"] < before["negative"] - 0.2

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ctfoundry.errors import ContractError
-from ctfoundry.pretrain.losses import effective_rank, intra_sample_nt_xent, similarities
+from ctfoundry.pretrain.monitors import similarities
+from ctfoundry.pretrain.nt_xent import nt_xent_intra
 
 
 def embeddings(*shape: int, seed: int = 0) -> Tensor:
@@ -38,7 +39,7 @@ def literal(z: Tensor, temperature: float, *, symmetric: bool) -> Tensor:
 def test_equals_the_literal_formula(shape: tuple[int, ...], temperature: float, symmetric: bool) -> None:
     z = embeddings(*shape).requires_grad_()
     ours, slow = (
-        intra_sample_nt_xent(z, temperature, symmetric=symmetric),
+        nt_xent_intra(z, temperature, symmetric=symmetric),
         literal(z, temperature, symmetric=symmetric),
     )
     torch.testing.assert_close(ours, slow, rtol=1e-9, atol=1e-9)
@@ -54,10 +55,10 @@ def test_by_hand() -> None:
     # anchor (crop 1, view 0): cosines 0 to its positive; 0 and 0 to the negatives
     e = math.e
     expected = (math.log((e + 1 + e) / e) + math.log(3)) / 2
-    assert float(intra_sample_nt_xent(z, 1.0)) == pytest.approx(expected, abs=1e-6)
+    assert float(nt_xent_intra(z, 1.0)) == pytest.approx(expected, abs=1e-6)
     # anchors of view 1: (0, 1): cosines 1; 0, 1.  (1, 1): 0; 1, 1
     both = (math.log((2 * e + 1) / e) * 2 + math.log(3) + math.log(1 + 2 * e)) / 4
-    assert float(intra_sample_nt_xent(z, 1.0, symmetric=True)) == pytest.approx(both, abs=1e-6)
+    assert float(nt_xent_intra(z, 1.0, symmetric=True)) == pytest.approx(both, abs=1e-6)
     found = similarities(z)
     assert float(found.positive) == pytest.approx(0.5)
     assert float(found.negative) == pytest.approx((0 + 1 + 0 + 0) / 4)
@@ -66,35 +67,35 @@ def test_by_hand() -> None:
 
 def test_invariances() -> None:
     z = embeddings(3, 6, 2, 5)
-    loss = intra_sample_nt_xent(z)
+    loss = nt_xent_intra(z)
     close = {"rtol": 1e-12, "atol": 1e-12}
     generator = torch.Generator().manual_seed(1)
     scale = torch.rand(3, 6, 2, 1, generator=generator, dtype=torch.float64) + 0.1
     rotation, _ = torch.linalg.qr(embeddings(5, 5, seed=2))
-    torch.testing.assert_close(intra_sample_nt_xent(z * scale), loss, **close)
-    torch.testing.assert_close(intra_sample_nt_xent(z @ rotation), loss, **close)
-    torch.testing.assert_close(intra_sample_nt_xent(z[:, torch.randperm(6, generator=generator)]), loss, **close)
-    torch.testing.assert_close(intra_sample_nt_xent(z.flip(0)), loss, **close)
+    torch.testing.assert_close(nt_xent_intra(z * scale), loss, **close)
+    torch.testing.assert_close(nt_xent_intra(z @ rotation), loss, **close)
+    torch.testing.assert_close(nt_xent_intra(z[:, torch.randperm(6, generator=generator)]), loss, **close)
+    torch.testing.assert_close(nt_xent_intra(z.flip(0)), loss, **close)
     # scans do not see each other: the loss of a batch is the mean of the scans' losses
-    alone = torch.stack([intra_sample_nt_xent(z[i : i + 1]) for i in range(3)]).mean()
+    alone = torch.stack([nt_xent_intra(z[i : i + 1]) for i in range(3)]).mean()
     torch.testing.assert_close(alone, loss, **close)
     # the symmetric form is the mean of the two one-way forms
-    other = intra_sample_nt_xent(z.flip(2))
-    torch.testing.assert_close(intra_sample_nt_xent(z, symmetric=True), (loss + other) / 2, **close)
+    other = nt_xent_intra(z.flip(2))
+    torch.testing.assert_close(nt_xent_intra(z, symmetric=True), (loss + other) / 2, **close)
     # equal embeddings: chance
-    assert float(intra_sample_nt_xent(torch.ones(1, 6, 2, 3))) == pytest.approx(math.log(11), rel=1e-6)
+    assert float(nt_xent_intra(torch.ones(1, 6, 2, 3))) == pytest.approx(math.log(11), rel=1e-6)
 
 
 def test_gradient_is_right_in_float64() -> None:
     z = embeddings(2, 3, 2, 4).requires_grad_()
-    assert torch.autograd.gradcheck(lambda t: intra_sample_nt_xent(t, symmetric=True), (z,))
+    assert torch.autograd.gradcheck(lambda t: nt_xent_intra(t, symmetric=True), (z,))
 
 
 def test_a_zero_embedding_is_no_nan_and_the_graph_can_be_kept() -> None:
     z = embeddings(1, 3, 2, 4)
     z[0, 1, 0] = 0
     z.requires_grad_()
-    loss = intra_sample_nt_xent(z)
+    loss = nt_xent_intra(z)
     first, again = (torch.autograd.grad(loss, z, retain_graph=True)[0] for _ in range(2))
     assert bool(first.isfinite().all())
     assert torch.equal(first, again)
@@ -103,10 +104,10 @@ def test_a_zero_embedding_is_no_nan_and_the_graph_can_be_kept() -> None:
 def test_computes_in_float32_under_autocast() -> None:
     z = embeddings(2, 8, 2, 16).bfloat16().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        loss = intra_sample_nt_xent(z)
+        loss = nt_xent_intra(z)
         found = similarities(z)
     assert loss.dtype == found.positive.dtype == torch.float32
-    expected = intra_sample_nt_xent(z.detach().double())
+    expected = nt_xent_intra(z.detach().double())
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
     loss.backward()
     assert z.grad is not None
@@ -116,32 +117,4 @@ def test_computes_in_float32_under_autocast() -> None:
 def test_one_crop_or_three_views_are_refused() -> None:
     for shape in ((2, 1, 2, 4), (2, 3, 3, 4), (6, 2, 4)):
         with pytest.raises(ContractError, match="2 views"):
-            intra_sample_nt_xent(torch.zeros(shape))
-
-
-def test_monitors() -> None:
-    z = embeddings(2, 5, 1, 64).expand(-1, -1, 2, -1)
-    found = similarities(z)
-    assert float(found.positive) == pytest.approx(1)
-    assert float(found.matching) == 1
-    views = torch.nn.functional.normalize(z, dim=-1)
-    loops = [
-        float((views[b, i, 0] * views[b, j, v]).sum())
-        for b in range(2)
-        for i in range(5)
-        for j in range(5)
-        for v in (0, 1)
-        if j != i
-    ]
-    assert float(found.negative) == pytest.approx(sum(loops) / len(loops))
-    collapsed = similarities(torch.ones(2, 5, 2, 4))
-    assert tuple(map(float, collapsed)) == pytest.approx((1, 1, 0))
-
-
-def test_effective_rank() -> None:
-    assert float(effective_rank(torch.eye(6))) == pytest.approx(6, rel=1e-5)
-    assert float(effective_rank(torch.ones(4, 3, 2, 5))) == pytest.approx(1, rel=1e-3)
-    assert float(effective_rank(torch.zeros(4, 5))) == 0
-    # singular values 3 and 1: shares 3/4 and 1/4
-    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    assert float(effective_rank(torch.diag(torch.tensor([3.0, 1.0])))) == pytest.approx(math.exp(entropy), rel=1e-5)
+            nt_xent_intra(torch.zeros(shape))
