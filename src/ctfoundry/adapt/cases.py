@@ -1,0 +1,491 @@
+"""Labelled scans for a task: from a folder, with patients, splits and classes, prepared once for every encoder that shares
+a preparation.
+
+What can be wrong is named: label maps that are not on their image's grid, one patient in two splits and NaN are errors;
+numbers that nothing names, overlapping masks, and scans that hold none of the classes are warnings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from ctfoundry import files, geometry
+from ctfoundry.archive.adapters import open_dataset
+from ctfoundry.archive.adapters.dataset import Case, Cube, Series, Split
+from ctfoundry.body import body_box
+from ctfoundry.errors import ContractError, SettingsError, UsageError
+from ctfoundry.geometry import Grid, Vec3
+from ctfoundry.keys import Key
+from ctfoundry.preparation import Preparation, prepare
+from ctfoundry.settings import nearest, to_data
+from ctfoundry.volume import Volume
+
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Float, Int16, UInt8
+
+IGNORE = 255
+"""Class of voxels that nobody asks about: padding, fill, and label numbers without a name."""
+MOST_CLASSES = 254
+VERSION = 1
+"""Of what a cached case holds; grows when preparing a case gives another result."""
+MEMORY_BYTES = 4 * 2**30
+"""Prepared cases held in memory at a time; beyond it the longest unused are read or made again."""
+
+
+@dataclass(frozen=True)
+class Classes:
+    """What is to be told apart: class ``i + 1`` is `names[i]`, made of the structures `parts[i]`; 0 is all the rest."""
+
+    names: tuple[str, ...]
+    parts: tuple[tuple[str, ...], ...]
+
+    def __post_init__(self) -> None:
+        every = [part for parts in self.parts for part in parts]
+        twice = sorted({part for part in every if every.count(part) > 1})
+        if not self.names or len(self.names) != len(self.parts) or any(not parts for parts in self.parts):
+            raise SettingsError("classes need a name and at least one structure each")
+        if twice or len(set(self.names)) < len(self.names):
+            raise SettingsError(
+                f"a structure belongs to one class and a name is used once: {', '.join(twice) or 'names'}"
+            )
+        if len(self.names) > MOST_CLASSES:
+            raise SettingsError(f"{len(self.names)} classes; at most {MOST_CLASSES} are told apart")
+
+    @classmethod
+    def of(cls, structures: Mapping[str, Sequence[str]] | Iterable[str]) -> Classes:
+        """Groups of structures by name, or structures that are a class each.
+
+        >>> Classes.of({"lungs": ["lung_left", "lung_right"]}).names, Classes.of(["liver", "spleen"]).parts
+        (('lungs',), (('liver',), ('spleen',)))
+        """
+        groups = structures if isinstance(structures, Mapping) else {name: (name,) for name in structures}
+        return cls(tuple(groups), tuple(tuple(parts) for parts in groups.values()))
+
+    @property
+    def count(self) -> int:
+        """Classes with the background."""
+        return len(self.names) + 1
+
+    @property
+    def of_structure(self) -> dict[str, int]:
+        """Structure to class."""
+        return {part: i for i, parts in enumerate(self.parts, 1) for part in parts}
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledScan:
+    """One scan and its labels, not read yet.
+
+    Attributes
+    ----------
+    id, patient : public names; `split` as given ("" where none is).
+    image : reads the scan.
+    maps : reads label maps. ``labels`` holds several structures by number, any other name is one structure's mask.
+    names : number to structure, for ``labels``; where it is empty the map's own names count, else the numbers themselves.
+    content : hash of what is read, for caches.
+    """
+
+    id: str
+    patient: str
+    image: Callable[[], Volume]
+    maps: Mapping[str, Callable[[], Volume]]
+    names: Mapping[int, str]
+    content: Callable[[], str]
+    split: Split = ""
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """What the labels may hold, as far as it is told without reading them."""
+        return tuple(name for key in self.maps for name in (self.names.values() if key == "labels" else (key,)))
+
+
+def scan_of(id: str, ct: Volume, labels: Volume, *, patient: str = "", split: Split = "") -> LabelledScan:
+    """A labelled scan of volumes in memory, such as a phantom's."""
+
+    def content() -> str:
+        parts = [ct.voxels, ct.affine, labels.voxels, labels.affine]
+        return files.digest([files_of_array(part) for part in parts])
+
+    return LabelledScan(
+        id, patient or id, lambda: ct, {"labels": lambda: labels}, dict(labels.names or {}), content, split
+    )
+
+
+def files_of_array(array: np.ndarray) -> str:
+    """SHA-256 of an array's bytes, type and shape."""
+    from hashlib import sha256
+
+    head = f"{array.dtype.str}{array.shape}".encode()
+    return sha256(head + np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Labelled scans of one data set. `notes` : what was left out, in words."""
+
+    name: str
+    scans: tuple[LabelledScan, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """Every structure that some label names, in the order of their first appearance."""
+        return tuple(dict.fromkeys(name for scan in self.scans for name in scan.structures))
+
+
+def open_labelled(folder: str | PathLike[str], name: str | None = None) -> LabelledSet:
+    """The labelled CTs of any data set that `open_dataset` knows; no voxel is read.
+
+    Scans without labels, and those that are no CT, are left out and counted in the notes. Raises UsageError when none is left.
+    """
+    data = open_dataset(folder, name)
+    usable = [case for case in data.cases if case.labels and case.modality == "CT" and not isinstance(case.image, Cube)]
+    if not usable:
+        raise UsageError(
+            f"none of the {len(data.cases)} scans has labels", where=folder, do="give a folder of labelled CT scans"
+        )
+    left = len(data.cases) - len(usable)
+    notes = (*data.notes, *([f"{left} scans without labels, or no CT, are left out"] if left else []))
+    return LabelledSet(data.name, tuple(_scan(case) for case in usable), notes)
+
+
+def _scan(case: Case) -> LabelledScan:
+    from ctfoundry import io
+    from ctfoundry.identity import content_digest
+
+    def reader(path: Path) -> Callable[[], Volume]:
+        return lambda: io.read(path, kind="label")
+
+    def content() -> str:
+        image = case.image
+        if isinstance(image, Series):
+            scan = content_digest(image.files)
+        else:
+            assert isinstance(image, Path)
+            inside = sorted(p for p in image.rglob("*") if p.is_file()) if image.is_dir() else [image]
+            scan = content_digest(inside)
+        return files.digest([scan, {name: files.sha256(path) for name, path in sorted(case.labels.items())}])
+
+    maps = {name: reader(path) for name, path in case.labels.items()}
+    return LabelledScan(case.id, case.patient, case.read, maps, dict(case.names), content, case.split)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Scans to learn from, to choose by, and to report on; no patient is in two of them."""
+
+    train: tuple[LabelledScan, ...]
+    validation: tuple[LabelledScan, ...]
+    test: tuple[LabelledScan, ...] = ()
+
+    def __post_init__(self) -> None:
+        where: dict[str, str] = {}
+        for name in ("train", "validation", "test"):
+            for scan in getattr(self, name):
+                if where.setdefault(scan.patient, name) != name:
+                    raise ContractError(
+                        f"patient {scan.patient} is in {where[scan.patient]} and in {name}",
+                        where=scan.id,
+                        do="put all scans of a patient into one split",
+                    )
+
+
+def split(scans: Sequence[LabelledScan], *, seed: int = 0, validation: float = 0.3, test: float = 0.0) -> Splits:
+    """The splits that the data set gives; what it does not give is drawn by patient from the training scans.
+
+    A set that gives nothing is divided by the shares `validation` and `test`; one with training scans alone gives up a share
+    for validation. Scans that a set leaves out of its splits are not used then. Raises ContractError for a patient in two
+    splits, UsageError when a part stays empty.
+    """
+    given = {name: [s for s in scans if s.split == name] for name in ("train", "validation", "test")}
+    pool = given["train"] if any(given.values()) else list(scans)
+    parts: dict[str, list[LabelledScan]] = {**given, "train": pool}
+    Splits(*(tuple(parts[name]) for name in ("train", "validation", "test")))
+    patients = sorted({scan.patient for scan in pool})
+    order = [patients[i] for i in Key.of("split", seed).permutation(len(patients))]
+    for name, share in (("test", test), ("validation", validation)):
+        if given[name] or not share:
+            continue
+        count = max(1, round(share * len(patients)))
+        chosen, order = set(order[:count]), order[count:]
+        parts[name] = [scan for scan in parts["train"] if scan.patient in chosen]
+        parts["train"] = [scan for scan in parts["train"] if scan.patient not in chosen]
+    if not parts["train"] or not parts["validation"]:
+        raise UsageError(
+            f"{len(patients)} patients do not divide into training and validation", do="give more labelled patients"
+        )
+    return Splits(tuple(parts["train"]), tuple(parts["validation"]), tuple(parts["test"]))
+
+
+def few(scans: Sequence[LabelledScan], shots: int, *, seed: int = 0) -> tuple[LabelledScan, ...]:
+    """One scan each of `shots` patients drawn at random; the draw of more shots with the same seed holds that of fewer."""
+    first = {scan.patient: scan for scan in reversed(scans)}
+    patients = sorted(first)
+    if not 1 <= shots <= len(patients):
+        raise UsageError(
+            f"{shots} shots are asked for and {len(patients)} training patients are there", where="--shots"
+        )
+    return tuple(first[patients[i]] for i in Key.of("shots", seed).permutation(len(patients))[:shots])
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedCase:
+    """One scan and its classes on an encoder's prepared grid.
+
+    Attributes
+    ----------
+    id, patient : public names.
+    quantised : the prepared input as int16 (c, d, h, w): ``x = low + step * (q + 32768)``, off by at most half a `step`
+        (0.02 HU for CT-FM's window).
+    labels : classes (d, h, w); IGNORE where nothing is asked.
+    affine : prepared voxel to world millimetres.
+    body : lowest and highest world coordinates of the patient's body, (2, 3).
+    preparation : digest of the preparation it was made with.
+    classes : names of the classes.
+    warnings : what a person should know of it.
+    """
+
+    id: str
+    patient: str
+    quantised: Int16[np.ndarray, "c d h w"]
+    low: float
+    step: float
+    labels: UInt8[np.ndarray, "d h w"]
+    affine: geometry.Affine
+    body: np.ndarray
+    preparation: str
+    classes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> Vec3:
+        """(d, h, w)."""
+        d, h, w = self.labels.shape
+        return d, h, w
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it holds."""
+        return self.quantised.nbytes + self.labels.nbytes
+
+    def x(self, box: tuple[slice, slice, slice] = (slice(None),) * 3) -> Float[torch.Tensor, "c d h w"]:
+        """The network's input, or a box of it, as float32."""
+        import torch
+
+        part = torch.from_numpy(self.quantised[(slice(None), *box)].astype(np.float32))
+        return part.add_(32768.0).mul_(self.step).add_(self.low)
+
+
+def preparation_digest(preparation: Preparation) -> str:
+    """What tells preparations apart, whatever they are called."""
+    return files.digest({k: v for k, v in to_data(preparation).items() if k != "name"})
+
+
+def prepare_case(scan: LabelledScan, preparation: Preparation, classes: Classes) -> PreparedCase:
+    """Read and prepare one scan with its labels (as labels: class by class, the largest share wins).
+
+    Raises ContractError for labels off the image's grid, for an image that the preparation refuses (NaN among it), and for
+    windows stacked along an axis, where a voxel has no one place.
+    """
+    if preparation.intensity.stack == "axis0":
+        raise ContractError(
+            f"preparation {preparation.name!r} lays windows one after the other; voxels have no labels there"
+        )
+    image = scan.image()
+    classified, warnings = class_map(scan, image, classes)
+    made = prepare(preparation, image)
+    _, d, h, w = made.x.shape
+    labels = classified.onto(Grid((d, h, w), made.affine)).voxels
+    labels = np.where(made.valid.numpy(), labels, IGNORE).astype(np.uint8)
+    present = np.bincount(labels.ravel(), minlength=256)[1 : classes.count]
+    if not present.any():
+        warnings.append(f"{scan.id}: holds none of the classes")
+    x = made.x.numpy()
+    low, high = float(x.min()), float(x.max())
+    step = max(high - low, 1e-6) / 65535
+    quantised = np.round((x - low) / step - 32768).clip(-32768, 32767).astype(np.int16)
+    return PreparedCase(
+        scan.id,
+        scan.patient,
+        quantised,
+        low,
+        step,
+        labels,
+        made.affine,
+        body_box(image),
+        preparation_digest(preparation),
+        classes.names,
+        tuple(warnings),
+    )
+
+
+def class_map(scan: LabelledScan, image: Volume, classes: Classes) -> tuple[Volume, list[str]]:
+    """The classes of a scan on its image's grid (uint8), and warnings."""
+    table, warnings = classes.of_structure, []
+    out = np.zeros(image.shape, dtype=np.uint8)
+    overlap = 0
+    for name, read in scan.maps.items():
+        if name != "labels" and name not in table:
+            continue
+        labels = read()
+        if not image.grid.same(labels.grid):
+            raise ContractError(
+                f"the labels {name!r} lie on another grid than the image: {labels.grid!r}, not {image.grid!r}",
+                where=scan.id,
+                do="resample the labels onto the image (as labels), or give those that were drawn on it",
+            )
+        if name != "labels":
+            mask = labels.voxels > 0
+            overlap += int((mask & (out > 0)).sum())
+            out[mask] = table[name]
+            continue
+        names = dict(scan.names or labels.names or {})
+        values = [int(v) for v in np.unique(labels.voxels)]
+        unknown = [v for v in values if v and names and v not in names]
+        if unknown:
+            shown = ", ".join(map(str, unknown[:5]))
+            warnings.append(f"{scan.id}: label values that nothing names are left out of training and scores: {shown}")
+        new = {v: 0 if not v else IGNORE if v in unknown else table.get(names.get(v, str(v)), 0) for v in values}
+        keys = np.array(values)
+        chosen = np.array([new[v] for v in values], dtype=np.uint8)[np.searchsorted(keys, labels.voxels)]
+        overlap += int(((chosen > 0) & (out > 0)).sum())
+        out = np.where(chosen > 0, chosen, out)
+    if overlap:
+        warnings.append(f"{scan.id}: {overlap} voxels lie in several masks; the last one counts")
+    return Volume(out, image.affine, "label", source=scan.id), warnings
+
+
+class Cases(Sequence[PreparedCase]):
+    """Prepared cases of some scans, made when asked for and kept: in memory up to a bound, on disk where a folder is given.
+
+    Parameters
+    ----------
+    scans, preparation, classes : see `prepare_case`.
+    cache : folder for prepared cases, one file each under a hash of content, preparation and classes.
+    memory : most bytes kept in memory.
+    """
+
+    def __init__(
+        self,
+        scans: Sequence[LabelledScan],
+        preparation: Preparation,
+        classes: Classes,
+        *,
+        cache: Path | None = None,
+        memory: int = MEMORY_BYTES,
+    ) -> None:
+        self.scans, self.preparation, self.classes = tuple(scans), preparation, classes
+        self.cache, self.memory = cache, memory
+        self.warnings: dict[str, tuple[str, ...]] = {}
+        self._held: OrderedDict[int, PreparedCase] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.scans)
+
+    @overload
+    def __getitem__(self, index: int) -> PreparedCase: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[PreparedCase]: ...
+    def __getitem__(self, index: int | slice) -> PreparedCase | list[PreparedCase]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        if index in self._held:
+            self._held.move_to_end(index)
+            return self._held[index]
+        case = self._load(self.scans[index])
+        self.warnings[case.id] = case.warnings
+        self._held[index] = case
+        while len(self._held) > 1 and sum(c.bytes for c in self._held.values()) > self.memory:
+            self._held.popitem(last=False)
+        return case
+
+    def __iter__(self) -> Iterator[PreparedCase]:
+        return (self[i] for i in range(len(self)))
+
+    def _load(self, scan: LabelledScan) -> PreparedCase:
+        if self.cache is None:
+            return prepare_case(scan, self.preparation, self.classes)
+        key = files.digest(
+            [VERSION, scan.content(), {str(k): v for k, v in scan.names.items()}, to_data(self.classes)]
+            + [preparation_digest(self.preparation)]
+        )
+        path = self.cache / f"{key[:32]}.safetensors"
+        if path.is_file():
+            found = _read(path)
+            if found is not None:
+                return replace(found, id=scan.id, patient=scan.patient)
+        case = prepare_case(scan, self.preparation, self.classes)
+        _write(case, path)
+        return case
+
+
+def _write(case: PreparedCase, path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    tensors = {"x": case.quantised, "labels": case.labels, "affine": np.array(case.affine), "body": case.body}
+    rest = {
+        "low": case.low,
+        "step": case.step,
+        "preparation": case.preparation,
+        "classes": case.classes,
+        "warnings": case.warnings,
+    }
+    with files.whole(path) as part:
+        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, part, {"case": json.dumps(rest)})
+
+
+def _read(path: Path) -> PreparedCase | None:
+    """A cached case; None where the file is damaged, so that it is made again."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            rest: dict[str, Any] = json.loads((file.metadata() or {})["case"])
+            t = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, KeyError, ValueError, OSError):
+        return None
+    return PreparedCase(
+        "",
+        "",
+        t["x"],
+        rest["low"],
+        rest["step"],
+        t["labels"],
+        geometry.as_affine(t["affine"]),
+        t["body"],
+        rest["preparation"],
+        tuple(rest["classes"]),
+        tuple(rest["warnings"]),
+    )
+
+
+def chosen_classes(
+    data: LabelledSet, labels: Sequence[str] = (), groups: Mapping[str, Sequence[str]] | None = None
+) -> Classes:
+    """Classes by `groups` (those of which the data set names a structure), by `labels`, or every structure that it names.
+
+    Raises UsageError for a label that the data set does not name, and where it names none.
+    """
+    known = data.structures
+    if groups is not None:
+        found = {name: [p for p in parts if p in known] for name, parts in groups.items()}
+        found = {name: parts for name, parts in found.items() if parts}
+        if not found:
+            raise UsageError(f"none of the groups holds a structure of the data set ({', '.join(known[:5])} ...)")
+        return Classes.of(found)
+    for label in labels:
+        if label not in known:
+            raise UsageError(f"no structure is called {label!r}; {nearest(label, known)}", where="--labels")
+    if not known:
+        raise UsageError("nothing names the labels", do='write labels.json beside them: {"1": "liver"}')
+    return Classes.of(labels or known)

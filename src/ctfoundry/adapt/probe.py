@@ -1,0 +1,422 @@
+"""What frozen features hold: a light decoder on an encoder that is not trained, from few labelled scans.
+
+The encoder sees each training scan once; crops of its maps are kept, and the decoder learns from these for a fixed number of
+steps. Whole validation scans are then segmented on the prepared grid and scored by patient. Everything random is a function
+of the seed, so that two encoders see the same scans, crops and order.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from ctfoundry import stats
+from ctfoundry.adapt.cases import IGNORE, PreparedCase, preparation_digest
+from ctfoundry.adapt.segmentation import CropDraws, anchors, cut, dice_cross_entropy, draw_crop
+from ctfoundry.encoder import WHOLE_CAP_BYTES, Encoder
+from ctfoundry.errors import ContractError, UsageError
+from ctfoundry.geometry import Vec3
+from ctfoundry.infer import passes
+from ctfoundry.infer.passes import Extent
+from ctfoundry.keys import Key
+from ctfoundry.models.decoders import LightDecoder
+from ctfoundry.models.initialisation import initialise
+from ctfoundry.models.levels import Level
+from ctfoundry.stats import Interval
+from ctfoundry.train import LoopSettings, Optimiser, Schedule, fit
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int64, UInt8
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """How a probe is trained; the same for every encoder that is compared.
+
+    Attributes
+    ----------
+    levels : maps of the encoder that the decoder sees; none named: all.
+    decoder : ``light`` (`LightDecoder`) or ``linear`` (its linear form).
+    width : channels that each level is brought to.
+    steps, batch, rate, weight_decay : of the decoder's training (AdamW, warm-up of a tenth, then half a cosine).
+    patch : voxels of a crop, rounded up to whole cells of the deepest level.
+    crops : of each training scan; all that the decoder ever sees.
+    seed : of crops, order and the decoder's first weights.
+    """
+
+    levels: tuple[str, ...] = ()
+    decoder: Literal["light", "linear"] = "light"
+    width: int = 16
+    steps: int = 150
+    batch: int = 2
+    rate: float = 1e-2
+    weight_decay: float = 1e-4
+    patch: Vec3 = (16, 48, 48)
+    crops: int = 12
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.width, self.steps, self.batch, self.crops, *self.patch) < 1:
+            raise ValueError("width, steps, batch, crops and patch are at least 1")
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Voxel counts of one method on some scans, and what follows from them.
+
+    Attributes
+    ----------
+    method : what segmented.
+    classes : names, without the background.
+    patients : of each scan.
+    counts : (scans, classes, 3) voxels that are hit, predicted and the reference's.
+    seed : of the bootstrap.
+    """
+
+    method: str
+    classes: tuple[str, ...]
+    patients: tuple[str, ...]
+    counts: Int64[np.ndarray, "scans classes 3"]
+    seed: int = 0
+
+    @cached_property
+    def dice(self) -> np.ndarray:
+        """Dice (scans, classes): NaN where neither prediction nor reference holds the class, 0 where only one does."""
+        hit, taken, own = np.moveaxis(self.counts, 2, 0).astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            return np.where(taken + own > 0, 2 * hit / (taken + own), np.nan)
+
+    @cached_property
+    def macro(self) -> Interval:
+        """Mean over patients of the mean over the classes that a scan or its prediction holds, with a bootstrap interval."""
+        values: dict[str, list[float]] = {}
+        for patient, row in zip(self.patients, self.dice, strict=True):
+            if np.isfinite(row).any():
+                values.setdefault(patient, []).append(float(np.nanmean(row)))
+        return stats.mean(values, seed=self.seed)
+
+    @cached_property
+    def micro(self) -> Interval:
+        """Dice of all foreground voxels pooled over classes and scans, with a bootstrap interval over patients."""
+        names = sorted(set(self.patients))
+        table = np.zeros((len(names), 3))
+        for patient, row in zip(self.patients, self.counts, strict=True):
+            table[names.index(patient)] += row.sum(0)
+
+        def pooled(weight: np.ndarray) -> float:
+            hit, taken, own = weight @ table
+            return float(2 * hit / (taken + own)) if taken + own else float("nan")
+
+        return stats.resampled(len(names), pooled, int(self.counts[..., 2].sum()), seed=self.seed)
+
+    @cached_property
+    def labels(self) -> dict[str, Interval | None]:
+        """Each class' mean Dice over the patients that it is asked of; None where no scan or prediction holds it."""
+        found: dict[str, Interval | None] = {}
+        for i, name in enumerate(self.classes):
+            values: dict[str, list[float]] = {}
+            for patient, value in zip(self.patients, self.dice[:, i], strict=True):
+                if np.isfinite(value):
+                    values.setdefault(patient, []).append(float(value))
+            found[name] = stats.mean(values, seed=self.seed) if values else None
+        return found
+
+    def data(self) -> dict[str, Any]:
+        """Plain values, for JSON; patients by number only."""
+        return {
+            "method": self.method,
+            "macro": interval_data(self.macro),
+            "micro": interval_data(self.micro),
+            "labels": {name: None if i is None else interval_data(i) for name, i in self.labels.items()},
+        }
+
+
+def interval_data(interval: Interval) -> dict[str, Any]:
+    """An interval as plain values."""
+    return {
+        "value": interval.value,
+        "low": interval.low,
+        "high": interval.high,
+        "patients": interval.patients,
+        "seed": interval.seed,
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeResult:
+    """What a probe came to.
+
+    Attributes
+    ----------
+    scores : on the validation scans.
+    train, validation : how many patients.
+    loss : the last one logged.
+    seconds : spent on ``features``, ``training`` and ``validation``.
+    warnings : of cases and classes.
+    """
+
+    scores: Scores
+    train: int
+    validation: int
+    loss: float
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def probe_segmentation(
+    encoder: Encoder,
+    train: Sequence[PreparedCase],
+    validation: Sequence[PreparedCase],
+    settings: ProbeSettings = ProbeSettings(),
+    *,
+    method: str = "",
+) -> ProbeResult:
+    """Train a light decoder on the frozen encoder and score it on whole validation scans.
+
+    Parameters
+    ----------
+    encoder : stays as it is: weights and running statistics.
+    train, validation : cases of the encoder's own preparation (`Cases`), with the same classes; no patient in both.
+    method : what the scores are called (default: the card's name and weights).
+
+    Raises ContractError for cases of another preparation or of other classes, and for a patient in both parts.
+    """
+    names, warnings = _checked(encoder, train, validation)
+    levels = tuple(encoder.level(name) for name in settings.levels) or encoder.levels
+    began = time.perf_counter()
+    crops = feature_crops(encoder, train, levels, settings)
+    featured = time.perf_counter()
+    decoder = _trained(crops, levels, len(names) + 1, settings, encoder.device)
+    trained = time.perf_counter()
+    counts = [
+        class_counts(decoder[0].segment(maps, case.shape).cpu().numpy(), case.labels, len(names))
+        for case in validation
+        for maps in (encoder_maps(encoder, case, levels),)
+    ]
+    done = time.perf_counter()
+    title = method or f"{encoder.card.name}, {encoder.card.weights} weights"
+    scores = Scores(title, names, tuple(case.patient for case in validation), np.stack(counts), settings.seed)
+    seen = {int(c) for crop in crops for c in np.unique(crop.labels.numpy())}
+    held = {int(c) for case in validation for c in np.unique(case.labels)}
+    never = [names[c - 1] for c in sorted(held - seen) if 0 < c < IGNORE]
+    if never:
+        warnings.append(f"never seen in training, so never found: {', '.join(never)}")
+    return ProbeResult(
+        scores,
+        len({case.patient for case in train}),
+        len({case.patient for case in validation}),
+        decoder[1],
+        {"features": featured - began, "training": trained - featured, "validation": done - trained},
+        tuple(warnings),
+    )
+
+
+def _checked(
+    encoder: Encoder, train: Sequence[PreparedCase], validation: Sequence[PreparedCase]
+) -> tuple[tuple[str, ...], list[str]]:
+    if not len(train) or not len(validation):
+        raise UsageError(f"a probe needs training and validation scans, not {len(train)} and {len(validation)}")
+    wanted, warnings = preparation_digest(encoder.preparation), []
+    names = train[0].classes
+    patients: dict[str, set[str]] = {"train": set(), "validation": set()}
+    for part, cases in (("train", train), ("validation", validation)):
+        for case in cases:
+            if case.preparation != wanted:
+                raise ContractError(
+                    f"was not prepared as {encoder.preparation.name!r} of {encoder.card.name!r}",
+                    where=case.id,
+                    do="make the cases with the encoder's own preparation: Cases(scans, encoder.preparation, classes)",
+                )
+            if case.classes != names:
+                raise ContractError("has other classes than the first training scan", where=case.id)
+            patients[part].add(case.patient)
+            warnings += case.warnings
+    both = sorted(patients["train"] & patients["validation"])
+    if both:
+        raise ContractError(
+            f"patient {both[0]} is in training and in validation", do="put all scans of a patient into one split"
+        )
+    return names, warnings
+
+
+@torch.no_grad()
+def encoder_maps(
+    encoder: Encoder, case: PreparedCase, levels: Sequence[Level]
+) -> dict[str, Float[Tensor, "1 c d h w"]]:
+    """Maps of a whole prepared case under the encoder's extent; a cube becomes windows of its size, so that all is seen.
+
+    Raises ContractError when one pass would take more than 16 GiB.
+    """
+    x = case.x().to(encoder.device)
+    extent, backbone = encoder.extent, encoder.network
+    if extent.mode == "cube":
+        extent = Extent("windows", extent.size)
+    need = backbone.peak_bytes(case.shape) if extent.mode == "whole" else 0  # type: ignore[operator]
+    if need > WHOLE_CAP_BYTES:
+        raise ContractError(
+            f"one pass over {case.shape} voxels takes about {need / 2**30:.0f} GiB",
+            where=case.id,
+            do="probe with a coarser preparation, or an encoder of extent 'windows'",
+        )
+    names = tuple(level.name for level in levels)
+    d, h, w = (max(level.stride[axis] for level in encoder.levels) for axis in range(3))
+    parts: dict[str, list[Tensor]] = {name: [] for name in names}
+    for piece in passes.run(lambda b: encoder.raw(b, names), x, tuple(levels), extent, (d, h, w)):
+        for name, (_, data) in piece.maps.items():
+            parts[name].append(data.float())
+    return {name: torch.cat(data, 1)[None] for name, data in parts.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureCrop:
+    """A crop of an encoder's maps with its labels: cells count from the crop's first voxel, one more at the end where strided."""
+
+    maps: dict[str, Float[Tensor, "c d h w"]]
+    labels: UInt8[Tensor, "d h w"]
+
+
+def feature_crops(
+    encoder: Encoder, cases: Sequence[PreparedCase], levels: Sequence[Level], settings: ProbeSettings
+) -> list[FeatureCrop]:
+    """`settings.crops` class-balanced crops of each case's maps; the encoder sees whole scans, as in validation."""
+    deepest = [max(level.stride[axis] for level in levels) for axis in range(3)]
+    multiple: Vec3 = (deepest[0], deepest[1], deepest[2])
+    p = [-(-n // m) * m for n, m in zip(settings.patch, multiple, strict=True)]
+    patch: Vec3 = (p[0], p[1], p[2])
+    found = []
+    for number, case in enumerate(cases):
+        maps = {name: data[0] for name, data in encoder_maps(encoder, case, levels).items()}
+        places = anchors(case.labels)
+        for i in range(settings.crops):
+            key = Key.of("probe", settings.seed, "crop", number, i)
+            start = draw_crop(key, places, case.shape, patch, multiple)
+            cells = {level.name: _cells(maps[level.name], level, start, patch) for level in levels}
+            found.append(FeatureCrop(cells, cut(case, start, patch)[1]))
+    return found
+
+
+def _cells(data: Float[Tensor, "c d h w"], level: Level, start: Vec3, patch: Vec3) -> Float[Tensor, "c d2 h2 w2"]:
+    """The cells of a crop, and the next one where there is a stride; beyond the map its border cells are repeated."""
+    for axis, (s, n, stride) in enumerate(zip(start, patch, level.stride, strict=True), 1):
+        count = n // stride + (stride > 1)
+        index = (s // stride + torch.arange(count, device=data.device)).clamp_max(data.shape[axis] - 1)
+        data = data.index_select(axis, index)
+    return data.contiguous()
+
+
+def _moments(crops: Sequence[FeatureCrop], level: str) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel over all crops, in float64."""
+    rows = [crop.maps[level].flatten(1) for crop in crops]
+    count = sum(r.shape[1] for r in rows)
+    mean = sum((r.double().sum(1) for r in rows), torch.zeros((), dtype=torch.float64)) / count
+    square = sum(((r.double() - mean[:, None]).square().sum(1) for r in rows), torch.zeros((), dtype=torch.float64))
+    return mean, (square / count).sqrt()
+
+
+@dataclass(frozen=True)
+class _Entry:
+    id: str
+
+
+@dataclass(frozen=True)
+class _Crops:
+    """Crops of features as a source of the loop."""
+
+    crops: Sequence[FeatureCrop]
+
+    @cached_property
+    def entries(self) -> list[_Entry]:
+        return [_Entry(str(i)) for i in range(len(self.crops))]
+
+    def read(self, id: str, box: Any) -> np.ndarray:
+        raise ContractError("crops of features are not read by boxes", where=id)
+
+
+class DecoderTask:
+    """Train a decoder on crops of frozen features."""
+
+    separable = False  # the decoder's batch norm sees all crops of a step
+
+    def __init__(self, decoder: LightDecoder, crops: Sequence[FeatureCrop]) -> None:
+        self.modules = torch.nn.ModuleDict({"decoder": decoder})
+        self.crops = crops
+
+    def plan(self, key: Key, entry: Any) -> CropDraws:
+        """The crop itself: which ones there are was drawn before."""
+        return CropDraws(int(entry.id), (0, 0, 0))
+
+    def batch(self, reads: Any, draws: Sequence[CropDraws], device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+        """Maps by level and classes."""
+        crops = [self.crops[d.case] for d in draws]
+        maps = {name: torch.stack([c.maps[name] for c in crops]).to(device) for name in crops[0].maps}
+        return maps, torch.stack([c.labels for c in crops]).to(device)
+
+    def losses(self, batch: tuple[dict[str, Tensor], Tensor], step: int) -> dict[str, Tensor]:
+        """Dice and cross-entropy."""
+        maps, target = batch
+        d, h, w = target.shape[1:]
+        return {"loss": dice_cross_entropy(self.modules["decoder"](maps, (d, h, w)), target)}
+
+    def measures(self) -> dict[str, float]:
+        """None."""
+        return {}
+
+    def after(self, step: int) -> None:
+        """Nothing."""
+
+    def state(self) -> dict[str, Any]:
+        """Nothing beside the decoder."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+def _trained(
+    crops: Sequence[FeatureCrop], levels: Sequence[Level], classes: int, settings: ProbeSettings, device: torch.device
+) -> tuple[LightDecoder, float]:
+    decoder = LightDecoder(levels, classes, settings.width, linear=settings.decoder == "linear")
+    initialise(decoder, Key.of("probe", settings.seed, "decoder"))
+    decoder.standardise({level.name: _moments(crops, level.name) for level in levels})
+    loop = LoopSettings(
+        Schedule(settings.steps, warmup=settings.steps // 10),
+        Optimiser(settings.rate, settings.weight_decay, clip=1.0),
+        batch=settings.batch,
+        seed=settings.seed,
+        precision="fp32",
+        workers=0,
+        log_every=max(settings.steps // 5, 1),
+        checkpoint_every=settings.steps,
+    )
+    with tempfile.TemporaryDirectory(prefix="ctfoundry-probe-") as folder:
+        # a probe takes seconds: nothing of its run is worth keeping
+        summary = fit(DecoderTask(decoder, crops), _Crops(crops), loop, Path(folder), device=device, quiet=True)
+    return decoder.eval(), float(summary.last["loss"])
+
+
+def class_counts(
+    prediction: UInt8[np.ndarray, "d h w"], reference: UInt8[np.ndarray, "d h w"], classes: int
+) -> Int64[np.ndarray, "classes 3"]:
+    """Voxels of each class that are hit, predicted and the reference's; IGNORE voxels of the reference count nowhere."""
+    asked = reference != IGNORE
+    ours, theirs = prediction[asked], reference[asked]
+    size = classes + 1
+    hit = np.bincount(theirs[ours == theirs], minlength=size)
+    return np.stack([hit, np.bincount(ours, minlength=size), np.bincount(theirs, minlength=size)], 1)[1:size]
+
+
+def random_twin(encoder: Encoder, seed: int = 0) -> Encoder:
+    """An encoder of the same architecture and preparation with random weights."""
+    from ctfoundry.zoo.models import build
+
+    card = replace(encoder.card, weights="random", seed=seed, sha256="", training={})
+    return Encoder.of(build(card).to(encoder.device), card)
