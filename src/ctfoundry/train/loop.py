@@ -190,7 +190,7 @@ def fit(
         updater.load(tensors["optimiser"], rest["scaler"], folder)
         task.load(rest["task"])
         meters.load(rest["meters"])
-        watch.streaks.update(rest["streaks"])
+        watch.load(rest["watch"])
     metrics = Metrics(run / "metrics.jsonl", state.step)
     quarantine = Quarantine(run / "quarantine.jsonl", len(scans), settings.failing_share)
     clock = _Clock(settings.schedule, minutes, steps, state.seconds, began)
@@ -204,7 +204,7 @@ def fit(
             "task": task.state(),
             "scaler": updater.scaler.state_dict(),
             "meters": meters.state(),
-            "streaks": watch.streaks,
+            "watch": watch.state(),
         }
         checkpoint.write(folder, state.step, {"modules": modules.state_dict(), "optimiser": updater.tensors()}, rest)
         checkpoint.prune(folder, settings.keep_every)
@@ -227,7 +227,7 @@ def fit(
         data.waited = 0.0
         state.last = metrics.write(row)
         progress.log(state.step, clock.share(state.step), clock.seconds(), _text(row))
-        new = watch.see(row) if clock.place(state.step) > settings.schedule.warmup else []
+        new = watch.see(row, judge=clock.place(state.step) > settings.schedule.warmup)
         if skipped:
             new.append(f"skipped: {skipped} steps without finite gradients")
         for text in new:

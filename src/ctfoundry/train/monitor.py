@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -17,22 +18,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CollapseRule:
-    """When embeddings count as collapsing. Judged at log steps after the warm-up.
+    """When embeddings count as collapsing. Judged at log steps after the warm-up; a slow start is none.
 
     Attributes
     ----------
     gap : smallest difference between positive and negative similarity (cosines); below it, all crops look alike.
     rank_share : smallest effective rank, as a share of the way from 1 (all vectors on one line) to the largest possible one
         (the smaller of the vectors' number and width); below it, the embedding lives in one direction.
-    patience : log steps in a row for which either must hold.
+    fall : smallest effective rank, less 1, as a share of the highest that the run has had; below it, directions that were there
+        are lost. This tells a collapse from a slow start, whose vectors are as much alike, but never were less so.
+    patience : log steps in a row for which one of them must hold.
 
-    The defaults part collapse from a slow start. Seen with `ct-fm-tiny` (16 vectors): in healthy runs a gap of 0.05 to 0.15 and a
-    rank of 5 to 11; in the slowest starts that went on to learn a gap of 0.02 and a rank of 2.3; in collapsed ones a gap
-    under 0.003 and a rank under 1.2.
+    `gap` and `rank_share` find embeddings that are one point or one line; `fall` finds them on their way there, and those that keep a few
+    directions of many (dimensional collapse), where similarities still differ by chance.
+
+    Seen with `ct-fm-tiny` (16 vectors, so a rank of 16 at most): in healthy runs a gap of 0.05 to 0.3 and a rank of 5 to 12, 0.4 of the
+    highest or more; in the slowest starts that went on to learn a gap of 0.02 and a rank of 2.3; in collapsed ones a gap
+    about 0, a rank under 1.6, 0.04 of the highest.
     """
 
     gap: float = 0.01
     rank_share: float = 0.02
+    fall: float = 0.1
     patience: int = 5
 
 
@@ -41,12 +48,18 @@ class CollapseWatch:
 
     def __init__(self, rule: CollapseRule) -> None:
         self.rule = rule
-        self.streaks = {"gap": 0, "rank": 0}
+        self.streaks = {"gap": 0, "rank": 0, "fall": 0}
+        self.best = 0.0
+        """The highest effective rank so far."""
 
-    def see(self, row: dict[str, Any]) -> list[str]:
-        """What to announce after a log line: a named sentence when a streak reaches the patience or ends after it."""
+    def see(self, row: Mapping[str, Any], *, judge: bool = True) -> list[str]:
+        """What to announce after a log line: a named sentence when a streak reaches the patience or ends after it.
+
+        `judge` False (in the warm-up): only remember what there was to lose.
+        """
+        self.best = max(self.best, row.get("rank") or 0.0)
         said = []
-        for name, (value, limit, text) in self._readings(row).items():
+        for name, (value, limit, text) in self._readings(row).items() if judge else ():
             before = self.streaks[name]
             self.streaks[name] = before + 1 if value < limit else 0
             if self.streaks[name] == self.rule.patience:
@@ -55,7 +68,16 @@ class CollapseWatch:
                 said.append(f"recovered ({name}): no longer below {limit:.3g}")
         return said
 
-    def _readings(self, row: dict[str, Any]) -> dict[str, tuple[float, float, str]]:
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"streaks": dict(self.streaks), "best": self.best}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave."""
+        self.streaks.update(state["streaks"])
+        self.best = state["best"]
+
+    def _readings(self, row: Mapping[str, Any]) -> dict[str, tuple[float, float, str]]:
         found = {}
         if row.get("positive") is not None and row.get("negative") is not None:
             gap, limit = row["positive"] - row["negative"], self.rule.gap
@@ -63,6 +85,8 @@ class CollapseWatch:
         if row.get("rank") is not None and row.get("rank_of"):
             rank, limit = row["rank"], 1 + self.rule.rank_share * (row["rank_of"] - 1)
             found["rank"] = rank, limit, f"effective rank {rank:.1f} of {row['rank_of']:.0f} (below {limit:.2g})"
+            limit = 1 + self.rule.fall * (self.best - 1)
+            found["fall"] = rank, limit, f"effective rank {rank:.1f}, which was {self.best:.1f} (below {limit:.2g})"
         return found
 
 
@@ -112,8 +136,17 @@ class Metrics:
 
 def read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(log lines, warning lines) of a ``metrics.jsonl``."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    rows = read_lines(path)
     return [r for r in rows if "warning" not in r], [r for r in rows if "warning" in r]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, without lines that a kill cut short; none where there is no file."""
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def _step(line: str) -> float:
