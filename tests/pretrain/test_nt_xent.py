@@ -8,43 +8,38 @@ from torch import Tensor
 
 from ctfoundry.errors import ContractError
 from ctfoundry.pretrain.monitors import similarities
-from ctfoundry.pretrain.nt_xent import nt_xent_intra
+from ctfoundry.pretrain.nt_xent import nt_xent, nt_xent_intra
+from pretrain import literal
 
 
 def embeddings(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def literal(z: Tensor, temperature: float, *, symmetric: bool) -> Tensor:
-    """The formula in plain loops, one exponential at a time."""
-    b, m = z.shape[:2]
-    total = torch.zeros((), dtype=torch.float64)
-    for scan in range(b):
-        for i in range(m):
-            for view in (0, 1) if symmetric else (0,):
-
-                def score(j: int, v: int, scan: int = scan, i: int = i, view: int = view) -> Tensor:
-                    a, o = z[scan, i, view], z[scan, j, v]
-                    cosine = (a * o).sum() / ((a * a).sum().sqrt() * (o * o).sum().sqrt())
-                    return (cosine / temperature).exp()
-
-                positive = score(i, 1 - view)
-                negatives = sum(score(j, v) for j in range(m) for v in (0, 1) if j != i)
-                total = total - (positive / (positive + negatives)).log()
-    return total / (b * m * (2 if symmetric else 1))
-
-
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize(("shape", "temperature"), [((3, 5, 2, 7), 0.1), ((1, 2, 2, 3), 0.5), ((2, 9, 2, 4), 0.05)])
 def test_equals_the_literal_formula(shape: tuple[int, ...], temperature: float, symmetric: bool) -> None:
+    """Within scans: the mean over scans of the formula of one; plain: the formula of all crops of all scans."""
     z = embeddings(*shape).requires_grad_()
-    ours, slow = (
-        nt_xent_intra(z, temperature, symmetric=symmetric),
-        literal(z, temperature, symmetric=symmetric),
-    )
-    torch.testing.assert_close(ours, slow, rtol=1e-9, atol=1e-9)
-    (a,), (b,) = torch.autograd.grad(ours, z), torch.autograd.grad(slow, z)
-    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    scans = literal.pairs(z)
+    slow = sum(literal.nt_xent(scan, temperature, symmetric=symmetric) for scan in scans) / len(scans)
+    assert_same(nt_xent_intra(z, temperature, symmetric=symmetric), slow, z)
+    slow = literal.nt_xent([crop for scan in scans for crop in scan], temperature, symmetric=symmetric)
+    assert_same(nt_xent(z, temperature, symmetric=symmetric), slow, z)
+
+
+def assert_same(ours: Tensor, slow: Tensor, *inputs: Tensor) -> None:
+    torch.testing.assert_close(ours, slow, rtol=1e-10, atol=1e-10)
+    found, expected = torch.autograd.grad(ours, inputs), torch.autograd.grad(slow, inputs, retain_graph=True)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_plain_tells_scans_apart_where_there_is_one_crop_of_each() -> None:
+    z = embeddings(5, 1, 2, 4).requires_grad_()
+    assert_same(nt_xent(z), literal.nt_xent(literal.pairs(z.transpose(0, 1))[0], 0.1, symmetric=True), z)
+    assert float(nt_xent(torch.ones(5, 1, 2, 4))) == pytest.approx(math.log(9), rel=1e-6)  # 8 negatives: chance
+    with pytest.raises(ContractError, match="2 views"):
+        nt_xent(embeddings(1, 1, 2, 4))
 
 
 def test_by_hand() -> None:
@@ -88,7 +83,9 @@ def test_invariances() -> None:
 
 def test_gradient_is_right_in_float64() -> None:
     z = embeddings(2, 3, 2, 4).requires_grad_()
-    assert torch.autograd.gradcheck(lambda t: nt_xent_intra(t, symmetric=True), (z,))
+    for symmetric in (False, True):
+        assert torch.autograd.gradcheck(lambda t, s=symmetric: nt_xent_intra(t, symmetric=s), (z,))
+    assert torch.autograd.gradcheck(nt_xent, (z,))
 
 
 def test_a_zero_embedding_is_no_nan_and_the_graph_can_be_kept() -> None:
