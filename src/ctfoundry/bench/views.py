@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,14 @@ from ctfoundry.geometry import Vec3
 from ctfoundry.keys import Key
 from ctfoundry.pretrain.views import ViewSettings, draw_view, make_views
 
-CASES: tuple[tuple[str, Vec3, int], ...] = (
-    ("views 32x128x128 (ct-fm)", (32, 128, 128), 32),
-    ("views 16x64x64 (ct-fm-tiny)", (16, 64, 64), 128),
+PAPER = ViewSettings(affine=0.2, intensity_scale=0.5, intensity_shift=0.5)
+"""The paper's additions, at the probabilities of CT-FM's training for segmentation."""
+
+CASES: tuple[tuple[str, Vec3, int, ViewSettings], ...] = (
+    ("views 32x128x128 (ct-fm)", (32, 128, 128), 32, ViewSettings()),
+    ("views 16x64x64 (ct-fm-tiny)", (16, 64, 64), 128, ViewSettings()),
+    ("views 32x128x128 with the paper's additions", (32, 128, 128), 32, PAPER),
+    ("views 32x128x128, all turned", (32, 128, 128), 32, replace(PAPER, affine=1.0)),
 )
 
 
@@ -35,15 +41,15 @@ def run(*, repeats: int = 5, threads: int = 1) -> list[dict[str, Any]]:
     torch.set_num_threads(threads)
     set_track_meta(False)
     try:
-        return [_row(name, size, count, repeats, threads) for name, size, count in CASES]
+        return [_row(name, size, count, settings, repeats, threads) for name, size, count, settings in CASES]
     finally:
         torch.set_num_threads(before)
         set_track_meta(tracked)
 
 
-def _row(name: str, size: Vec3, count: int, repeats: int, threads: int) -> dict[str, Any]:
+def _row(name: str, size: Vec3, count: int, settings: ViewSettings, repeats: int, threads: int) -> dict[str, Any]:
     key = Key.of("bench", "views")
-    draws = [draw_view(key(i), ViewSettings(), size) for i in range(count)]
+    draws = [draw_view(key(i), settings, size) for i in range(count)]
     crops = torch.from_numpy(key("crops").uniform(shape=(count, *size))).float()
     into, there = torch.zeros_like(crops), torch.zeros_like(crops)
     other = monai_views(draws, size, there)

@@ -1,0 +1,203 @@
+"""The steps of a view as functions of what was drawn, for stacks of views.
+
+Crop, zoom and flip of an axis are one small matrix (out x in), Gaussian smoothing of an axis another; three products apply
+them (`products`). A rotation mixes axes: `affine_` looks each voxel up instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from ctfoundry.errors import ContractError
+from ctfoundry.geometry import Vec3
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float64
+    from torch import Tensor
+
+    from ctfoundry.pretrain.views import ViewDraw
+
+    Operators = tuple[Float[Tensor, "n od id"], Float[Tensor, "n oh ih"], Float[Tensor, "n ow iw"]]
+    Band = tuple[int, int, int, int]  # rows from, to; inputs from, to
+    Three = tuple[float, float, float]
+
+BLOCK = 16
+"""Rows of one band: fewer leave out more zeros, more multiply faster."""
+TRUNCATED = 4.0
+"""Smoothing kernels end at this many sigmas, as MONAI's do."""
+
+
+def axis_operators(
+    draws: Sequence[ViewDraw],
+    size: Vec3,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float64,
+) -> Operators:
+    """Crop, zoom and flip of n views of crops of `size`: one stack (n, size, size) an axis.
+
+    The zoom is torch's linear `interpolate` (align_corners off, no anti-aliasing): output k reads ``start + (k + 1/2) *
+    size / n - 1/2``, and the edge of its box where that lies beyond it.
+    """
+    stacks = []
+    for axis, n in enumerate(size):
+        if any(d.start[axis] < 0 or d.start[axis] + d.size[axis] > n for d in draws):
+            raise ContractError(f"a view's box leaves its crop of {n} voxels along axis {axis}")
+        start, length, flip = (
+            torch.tensor(values, dtype=torch.float64, device=device).reshape(-1, 1)  # n 1
+            for values in ([d.start[axis] for d in draws], [d.size[axis] for d in draws], [d.flip for d in draws])
+        )
+        voxel = torch.arange(n, device=device)
+        position = start + ((voxel + 0.5) * length / n - 0.5).clamp_min(0).minimum(length - 1)  # n out
+        if axis == 0:
+            position = torch.where(flip > 0, position.flip(1), position)
+        low = position.floor().clamp_max(n - 2).clamp_min(0)
+        far = (position - low)[:, :, None]  # n out 1
+        index = low.long()[:, :, None]
+        matrix = torch.zeros(len(draws), n, n, dtype=dtype, device=device)  # n out in
+        matrix.scatter_(2, index, (1 - far).to(dtype))
+        stacks.append(matrix.scatter_add_(2, (index + 1).clamp_max(n - 1), far.to(dtype)))
+    return stacks[0], stacks[1], stacks[2]
+
+
+def smoothing_operators(
+    sigmas: Sequence[tuple[float, float, float]], size: Vec3, *, device: torch.device | str = "cpu"
+) -> Operators:
+    """Gaussian smoothing of n views: one stack (n, size, size) an axis, float64.
+
+    MONAI's "erf" kernel: the Gaussian's integral over each voxel, cut at 4 sigma, not normalised again; zeros beyond the view.
+    """
+    stacks = []
+    for axis, n in enumerate(size):
+        sigma = torch.tensor([v[axis] for v in sigmas], dtype=torch.float64, device=device).reshape(-1, 1)  # n 1
+        voxel = torch.arange(n, device=device)
+        t = math.sqrt(0.5) / sigma
+        kernel = 0.5 * (torch.erf(t * (voxel + 0.5)) - torch.erf(t * (voxel - 0.5)))  # n distance
+        kernel = kernel * (voxel <= (sigma * TRUNCATED).clamp_min(0.5).add(0.5).floor())
+        stacks.append(kernel[:, (voxel[:, None] - voxel).abs()])  # n out in
+    return stacks[0], stacks[1], stacks[2]
+
+
+def affine_matrices(rotations: Sequence[Three], scales: Sequence[Three]) -> Float64[Tensor, "n 3 3"]:
+    """Which offset from the centre, in voxels along d, h, w, each view reads for an offset of its own.
+
+    ``R_d R_h R_w S``, as MONAI's RandAffine composes it: rotations in radians about the axes, then the scales. Axes count in
+    voxels, so on a grid of 3x1x1 mm only the rotation about d is one of the patient; the others shear.
+    """
+    turned = []
+    for axis, (a, b) in enumerate(((1, 2), (2, 0), (0, 1))):
+        angle = torch.tensor([r[axis] for r in rotations], dtype=torch.float64)
+        one = torch.eye(3, dtype=torch.float64).repeat(len(rotations), 1, 1)
+        one[:, a, a] = one[:, b, b] = angle.cos()
+        one[:, b, a] = angle.sin()
+        one[:, a, b] = -angle.sin()
+        turned.append(one)
+    scale = torch.tensor([list(s) for s in scales], dtype=torch.float64).reshape(-1, 1, 3)
+    return turned[0] @ turned[1] @ turned[2] * scale
+
+
+def affine_(
+    x: Float[Tensor, "n d h w"],
+    rotations: Sequence[Three],
+    scales: Sequence[Three],
+    work: Float[Tensor, "3 most"] | None = None,
+) -> Float[Tensor, "n d h w"]:
+    """Turn and stretch each view about its centre, in place: trilinear, zeros (air) beyond it.
+
+    The numbers are those of MONAI's RandAffine with `padding_mode` "zeros". `work` are three buffers of at least the size of `x`
+    for the positions.
+    """
+    if work is None:
+        work = torch.empty(3, x.numel(), dtype=x.dtype, device=x.device)
+    places = work[:3, : x.numel()].view(3, *x.shape)
+    matrices = affine_matrices(rotations, scales)
+    for axis, n in enumerate(x.shape[1:]):
+        # in grid_sample's numbers an axis runs from -1 to 1, edge to edge, and the last axis comes first
+        parts = [
+            matrices[:, axis, source, None] * ((torch.arange(m, dtype=torch.float64) - (m - 1) / 2) * (2 / n))
+            for source, m in enumerate(x.shape[1:])
+        ]
+        d, h, w = (part.to(x) for part in parts)
+        plane = d[:, :, None] + h[:, None, :]
+        torch.add(plane[..., None], w[:, None, None, :], out=places[2 - axis])
+    grid = places.permute(1, 2, 3, 4, 0)
+    sampled = torch.nn.functional.grid_sample(
+        x[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False
+    )
+    return x.copy_(sampled[:, 0])
+
+
+def histogram_shift_(
+    x: Float[Tensor, "n d h w"], control: Sequence[Sequence[float]], work: Float[Tensor, "2+ most"] | None = None
+) -> Float[Tensor, "n d h w"]:
+    """Map each view's own [min, max] onto itself piece by piece, in place: equally spaced points go to `control` (0..1, rising).
+
+    Written as ``f(x) = s_0 x + sum of (s_k - s_{k-1}) max(x, x_k) + constant``: the slopes s do not depend on the range, so a
+    constant view stays as it is. `work` are two buffers of at least the size of `x`.
+    """
+    if work is None:
+        work = torch.empty(2, x.numel(), dtype=x.dtype, device=x.device)
+    low, high = (bound[:, None, None, None] for bound in (x.flatten(1).amin(1), x.flatten(1).amax(1)))
+    slope = torch.tensor(control, dtype=torch.float64, device=x.device).diff(dim=1)  # n k-1
+    slope = (slope * slope.shape[1]).to(x.dtype)[..., None, None, None]
+    total, above = (shaped(buffer, x.shape) for buffer in work[:2])
+    torch.mul(x, slope[:, 0], out=total)
+    constant = low - slope[:, 0] * low
+    for k in range(1, slope.shape[1]):
+        knee = low + (high - low) * (k / slope.shape[1])
+        bend = slope[:, k] - slope[:, k - 1]
+        total.addcmul_(torch.maximum(x, knee, out=above), bend)
+        constant = constant - bend * knee
+    return torch.add(total, constant, out=x)
+
+
+def products(
+    x: Tensor,
+    stacks: Sequence[Tensor],
+    bands: Sequence[Sequence[list[Band]]],
+    index: list[int],
+    work: Tensor,
+    into: Tensor,
+) -> None:
+    """Volumes (len(index), d, h, w), each axis multiplied with the matrices `index` of its stack, written to `into` (`x` itself is fine).
+
+    Each of the three products contracts the last axis and puts its result first, so after three the axes are back in order and
+    nothing was ever transposed in memory. A single volume is multiplied band by band.
+    """
+    alone = len(index) == 1
+    chosen = [stack[index[0] : index[0] + 1] if alone else stack[index] for stack in stacks]  # n out in
+    parts = [b[index[0]] if alone else [(0, m.shape[1], 0, m.shape[2])] for b, m in zip(bands, chosen, strict=True)]
+    first, last = min(band[2] for band in parts[0]), max(band[3] for band in parts[0])
+    x = x[:, first:last]
+    for buffer, axis in ((work[0], 2), (work[1], 1), (into.view(-1), 0)):
+        a, b = x.shape[1:3]
+        inputs = x.flatten(1, 2).mT  # n in ab
+        out = shaped(buffer, (len(x), chosen[axis].shape[1], a * b))
+        skipped = 0 if axis else first
+        for top, bottom, low, high in parts[axis]:
+            matrix = chosen[axis][:, top:bottom, low:high]
+            torch.bmm(matrix, inputs[:, low - skipped : high - skipped], out=out[:, top:bottom])
+        x = out.unflatten(2, (a, b))
+
+
+def bands(matrices: Float[Tensor, "n out in"]) -> list[list[Band]]:
+    """Of each matrix, blocks of rows with the inputs that they use: our operators are narrow bands, the rest is zeros."""
+    _, out, length = matrices.shape
+    if matrices.device.type != "cpu":  # looking would wait for the device, which multiplies whole stacks anyway
+        return [[(0, out, 0, length)]] * len(matrices)
+    used = torch.stack([rows.amax(1) for rows in matrices.split(BLOCK, 1)], 1).ne(0).byte()  # n blocks in
+    lows, highs = used.argmax(2).tolist(), (length - used.flip(2).argmax(2)).tolist()
+    tops = range(0, out, BLOCK)
+    return [
+        [(top, min(top + BLOCK, out), low, high) for top, low, high in zip(tops, *ends, strict=True)]
+        for ends in zip(lows, highs, strict=True)
+    ]
+
+
+def shaped(buffer: Float[Tensor, "most"], shape: Sequence[int]) -> Tensor:
+    """The first numbers of a buffer as a tensor of `shape`."""
+    return buffer[: math.prod(shape)].view(*shape)
