@@ -8,9 +8,10 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ctfoundry.models.norm import GroupedBatchNorm1d, GroupedBatchNorm3d, running_statistics
+from ctfoundry.models.norm import GroupedBatchNorm1d, GroupedBatchNorm3d
 
 T = TypeVar("T")
 Grouped = GroupedBatchNorm1d | GroupedBatchNorm3d
@@ -26,14 +27,14 @@ def recomputed(network: nn.Module, call: Callable[..., T], *inputs: torch.Tensor
     if not torch.is_grad_enabled():
         return call(*inputs)
     norms = [module for module in network.modules() if isinstance(module, Grouped)]
-    groups = [(norm.groups, norm.sync) for norm in norms]
+    now = [(norm.groups, norm.sync) for norm in norms]
 
     @contextmanager
     def again() -> Iterator[None]:
         before = [(norm.groups, norm.sync) for norm in norms]
-        _set(norms, groups)
+        _set(norms, now)
         try:
-            with running_statistics(network, update=False):
+            with _spare_statistics(network):
                 yield
         finally:
             _set(norms, before)
@@ -44,6 +45,24 @@ def recomputed(network: nn.Module, call: Callable[..., T], *inputs: torch.Tensor
     return checkpoint(call, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
-def _set(norms: list[Grouped], groups: list[tuple[int, bool]]) -> None:
-    for norm, (count, sync) in zip(norms, groups, strict=True):
-        norm.groups, norm.sync = count, sync
+def _set(norms: list[Grouped], values: list[tuple[int, bool]]) -> None:
+    for norm, (groups, sync) in zip(norms, values, strict=True):
+        norm.groups, norm.sync = groups, sync
+
+
+@contextmanager
+def _spare_statistics(network: nn.Module) -> Iterator[None]:
+    """Within the block batch norms write into copies of their running statistics.
+
+    Not without any, as `running_statistics` has it: torch keeps the statistics for the backward pass, and a second pass that kept
+    fewer tensors than the first would not fit it.
+    """
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    own = [dict(norm._buffers) for norm in norms]
+    try:
+        for norm, buffers in zip(norms, own, strict=True):
+            norm._buffers.update({name: b if b is None else b.clone() for name, b in buffers.items()})
+        yield
+    finally:
+        for norm, buffers in zip(norms, own, strict=True):
+            norm._buffers.update(buffers)
