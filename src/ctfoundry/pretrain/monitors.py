@@ -18,7 +18,7 @@ import torch
 from ctfoundry.errors import ContractError
 
 if TYPE_CHECKING:
-    from jaxtyping import Float64, Float
+    from jaxtyping import Float, Float64
     from torch import Tensor
 
 ROWS = 512
@@ -47,7 +47,7 @@ def similarities(z: Float[Tensor, "b m 2 c"]) -> Similarities:
     _check(z)
     if z.shape[1] == 1:
         z = z.transpose(0, 1)
-    b, m = z.shape[:2]
+    m = z.shape[1]
     with torch.autocast(z.device.type, enabled=False):
         views = (z if z.dtype == torch.float64 else z.float()).flatten(1, 2)  # b 2m c
         unit = torch.nn.functional.normalize(views, dim=2, eps=1e-12)
