@@ -109,6 +109,16 @@ def joined(device: torch.device | str, *, timeout: float = TIMEOUT) -> Iterator[
     dist.destroy_process_group()
 
 
+def is_broken(error: BaseException) -> bool:
+    """Whether an error says that another process is gone or does not answer."""
+    import torch.distributed as dist
+
+    words = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        said in words for said in ("gloo", "nccl", "connection closed", "connection reset", "timed out waiting")
+    )
+
+
 def _together() -> bool:
     import torch.distributed as dist
 

@@ -49,6 +49,8 @@ class ToySource:
 class Regression:
     """A small network with batch norm that learns the constant of a scan from noisy voxels."""
 
+    separable = False
+
     def __init__(self, *, poison: frozenset[int] = frozenset(), collapse: bool = False) -> None:
         body = nn.Sequential(nn.Conv3d(1, 4, 3, bias=False), nn.BatchNorm3d(4), nn.ReLU(), nn.Conv3d(4, 3, 2))
         self.modules = initialise(nn.ModuleDict({"body": body}), Key.of("toy"))
@@ -64,7 +66,7 @@ class Regression:
             [torch.from_numpy(r[0]).float() / 700 + 0.01 * d.noise for r, d in zip(reads, draws, strict=True)]
         )
         self.batches.append(x[:, 0, 0, 0].clone())
-        return x[:, None].to(device)
+        return x[:, None].to(device, next(self.modules.parameters()).dtype)
 
     def losses(self, batch: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
         if step in self.poison:  # spoils gradients and running statistics

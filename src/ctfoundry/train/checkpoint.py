@@ -1,7 +1,7 @@
 """Exact checkpoints: a folder with weights, optimiser state and counters, there whole or not at all.
 
-``checkpoints/step-00000120/`` holds ``modules.safetensors``, ``optimiser.safetensors`` and ``state.json``, which names the
-SHA-256 of both. It is written under another name, flushed, and renamed: a kill leaves the previous one whole.
+``checkpoints/step-00000120/`` holds ``modules.safetensors``, ``optimiser.safetensors``, ``ema.safetensors`` where weights are
+averaged, and ``state.json``, which names the SHA-256 of each. It is written under another name, flushed, and renamed: a kill leaves the previous one whole.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 _PART = ".part-"
 _TENSORS = ("modules", "optimiser")
+"""What every checkpoint holds."""
 
 
 def write(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
-    """Write the checkpoint of `step` below `folder`; returns its path. `tensors` has ``modules`` and ``optimiser``."""
+    """Write the checkpoint of `step` below `folder`; returns its path. `tensors` has ``modules``, ``optimiser`` and perhaps ``ema``."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -33,11 +34,11 @@ def write(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state:
     _remove(part)
     part.mkdir()
     hashes = {}
-    for name in _TENSORS:
+    for name, named in tensors.items():
         path = part / f"{name}.safetensors"
         with files.whole(path) as temporary:
             # safetensors takes contiguous tensors only, and channels_last ones are not
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors[name].items()}, temporary)
+            save_file({k: v.detach().cpu().contiguous() for k, v in named.items()}, temporary)
         hashes[path.name] = files.sha256(path)
     files.write_json(part / "state.json", {"step": step, "sha256": hashes, **state})
     _remove(final)
@@ -76,9 +77,24 @@ def read(folder: Path, step: int) -> tuple[dict[str, dict[str, Tensor]], dict[st
         for name, digest in state["sha256"].items():
             if files.sha256(path / name) != digest:
                 raise WeightsError("is not what was written (SHA-256 differs)", where=path / name, do=advice)
-        return {name: load_file(path / f"{name}.safetensors") for name in _TENSORS}, state
+        names = dict.fromkeys([*_TENSORS, *(Path(name).stem for name in state["sha256"])])
+        return {name: load_file(path / f"{name}.safetensors") for name in names}, state
     except (OSError, ValueError, KeyError) as error:
         raise WeightsError(f"is no whole checkpoint: {error}", where=path, do=advice) from error
+
+
+def averaged(folder: Path, step: int | None = None) -> dict[str, Tensor]:
+    """State dict of the modules with weights averaged over steps (`LoopSettings.ema`), of a checkpoint or the last one.
+
+    Raises WeightsError when there is no checkpoint, or when the run averages nothing.
+    """
+    whole = steps(folder)
+    if step is None and not whole:
+        raise WeightsError("holds no checkpoint", where=folder)
+    tensors, _ = read(folder, whole[-1] if step is None else step)
+    if "ema" not in tensors:
+        raise WeightsError("the run averages no weights", where=folder, do="set train.ema, such as 0.999, in a new run")
+    return tensors["ema"]
 
 
 def load_strict(modules: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:

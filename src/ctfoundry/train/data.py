@@ -95,16 +95,19 @@ class Quarantine:
     """Scans that failed, in a file, each with the position from which on it counts and its reason.
 
     A scan counts as failing from the position of its first failure, never before: so a run that continues, and knows more,
-    still replaces the same samples.
+    still replaces the same samples. For the same reason processes that train together need not tell each other: each keeps
+    its own file (``quarantine-RANK.jsonl`` beside that of rank 0) and a run that continues reads them all.
     """
 
-    def __init__(self, path: Path, count: int, share: float) -> None:
-        self.path, self.count, self.allowed = path, count, max(1, int(share * count))
+    def __init__(self, path: Path, count: int, share: float, rank: int = 0) -> None:
+        self.count, self.allowed = count, max(1, int(share * count))
+        self.path = path.with_stem(f"{path.stem}-{rank}") if rank else path
         self.since: dict[str, int] = {}
-        for line in path.read_text().splitlines() if path.is_file() else []:
-            with contextlib.suppress(ValueError):  # a line that a kill cut short: that scan will fail again
-                row = json.loads(line)
-                self.since[row["id"]] = int(row["position"])
+        for found in sorted([*path.parent.glob(path.name), *path.parent.glob(f"{path.stem}-*{path.suffix}")]):
+            for line in found.read_text().splitlines():
+                with contextlib.suppress(ValueError):  # a line that a kill cut short: that scan will fail again
+                    row = json.loads(line)
+                    self.since[row["id"]] = min(int(row["position"]), self.since.get(row["id"], int(row["position"])))
 
     def holds(self, id: str, position: int) -> bool:
         """Whether a scan is left out at a position."""
@@ -126,7 +129,14 @@ class Quarantine:
 class Samples:
     """Samples from position `start` on, in order, read ahead by `workers` threads (0: read when asked for).
 
-    `waited` sums the seconds for which the consumer had to wait; `balance` is that of `collection_shares`.
+    Parameters
+    ----------
+    start : a position at which a step begins.
+    ahead : samples that are read ahead, at least one.
+    balance : as in `collection_shares`.
+    share : (rank, ranks, batch): of each `batch` positions from `start` on, one step, the own of `ranks` equal parts.
+
+    `waited` sums the seconds for which the consumer had to wait.
     """
 
     def __init__(
@@ -140,12 +150,13 @@ class Samples:
         workers: int,
         ahead: int,
         balance: float = 0.0,
+        share: tuple[int, int, int] = (0, 1, 1),
     ) -> None:
         self.task, self.source, self.key, self.quarantine = task, source, key, quarantine
         self.entries = source.entries
         shares = collection_shares([e.collection for e in self.entries], balance) if balance else None
         self.order = Order(key, len(self.entries), shares)
-        self.position, self.waited = start, 0.0
+        self.start, self.share, self.taken, self.waited = start, share, 0, 0.0
         self._ahead = max(ahead, 1)
         self._queue: deque[tuple[int, int, Future[Sample | Failed]]] = deque()
         self._pool = ThreadPoolExecutor(workers, "ctfoundry-read") if workers else None
@@ -157,8 +168,13 @@ class Samples:
         self.waited += time.perf_counter() - began
         return found
 
+    def _position(self, taken: int) -> int:
+        rank, ranks, batch = self.share
+        step, place = divmod(taken, batch // ranks)
+        return self.start + step * batch + rank * (batch // ranks) + place
+
     def _take(self) -> Sample:
-        position = self.position
+        position = self._position(self.taken)
         if self._pool is None:
             epoch, index = self.order[position]
             result = self._make(epoch, index)
@@ -166,7 +182,7 @@ class Samples:
             self._fill(self._pool)
             epoch, index, future = self._queue.popleft()
             result = future.result()
-        self.position += 1
+        self.taken += 1
         if isinstance(result, Failed):
             self.quarantine.add(result, position)
         elif not self.quarantine.holds(result.id, position):
@@ -175,7 +191,7 @@ class Samples:
 
     def _fill(self, pool: ThreadPoolExecutor) -> None:
         while len(self._queue) < self._ahead:
-            epoch, index = self.order[self.position + len(self._queue)]
+            epoch, index = self.order[self._position(self.taken + len(self._queue))]
             self._queue.append((epoch, index, pool.submit(self._make, epoch, index)))
 
     def _substitute(self, position: int, epoch: int, id: str) -> Sample:

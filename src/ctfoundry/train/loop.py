@@ -1,86 +1,44 @@
 """The training loop, once, for every task.
 
 A step is: samples in order, batch on the device, losses, gradients, update, one line now and then, a checkpoint now and then.
-The loop continues a run that it finds; on the CPU, k steps, a kill and N - k steps give the bits of N steps.
+The loop continues a run that it finds; on the CPU, k steps, a kill and N - k steps give the bits of N steps. Under torchrun each
+process takes its part of every step (`ctfoundry.parallel`), and the weights are those of one process up to rounding.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ctfoundry import files
-from ctfoundry.errors import UsageError
-from ctfoundry.infer.passes import Precision, autocast
+from ctfoundry import files, parallel
+from ctfoundry.errors import SettingsError, UsageError
+from ctfoundry.infer.passes import autocast
 from ctfoundry.keys import Key
 from ctfoundry.settings import to_data
 from ctfoundry.train import checkpoint
 from ctfoundry.train.data import Quarantine, Samples
 from ctfoundry.train.errors import TrainingError
-from ctfoundry.train.monitor import CollapseRule, CollapseWatch, Meters, Metrics, read_metrics
+from ctfoundry.train.forward import Forward, agree_on_statistics, compiled, undisturbed
+from ctfoundry.train.journal import Journal
+from ctfoundry.train.monitor import Meters, read_metrics
+from ctfoundry.train.options import FREE, LoopSettings, Precision, resolve_precision
 from ctfoundry.train.progress import Progress
 from ctfoundry.train.schedule import Schedule, rate
 from ctfoundry.train.task import Source, Task
-from ctfoundry.train.update import Optimiser, Updater
+from ctfoundry.train.update import Updater
+from ctfoundry.train.utilisation import peak_memory_gib
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """How a task is trained.
-
-    Attributes
-    ----------
-    schedule : its ``steps`` are the length of the run.
-    optimiser : AdamW's settings.
-    batch : samples (scans) in a step.
-    seed : of the data order and of every draw.
-    precision : of the forward pass. ``auto`` is bf16 where the processor or GPU computes in it, fp16 on older GPUs, else fp32
-        (`resolve_precision`); what it came to is kept in the checkpoints.
-    balance : how far collections are evened out: 0 every scan as often, 1 every collection as often (`data.collection_shares`).
-    channels_last : keep activations and weights in channels_last_3d, which oneDNN and cuDNN prefer.
-    workers, ahead : threads that read, and samples that they read ahead (None: two steps). They change no result.
-    log_every, checkpoint_every : steps between log lines and between checkpoints.
-    keep_every : checkpoints of every such step stay; 0 keeps the last one only.
-    failing_share : the run stops when more than this share of the scans (and more than one) cannot be read.
-    skip_limit : the run stops after this many steps in a row without finite gradients (noticed at the next log step).
-    collapse : when a collapse is announced.
-    """
-
-    schedule: Schedule
-    optimiser: Optimiser = field(default_factory=Optimiser)
-    batch: int = 4
-    seed: int = 0
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    balance: float = 0.0
-    channels_last: bool = True
-    workers: int = 2
-    ahead: int | None = None
-    log_every: int = 10
-    checkpoint_every: int = 500
-    keep_every: int = 0
-    failing_share: float = 0.1
-    skip_limit: int = 20
-    collapse: CollapseRule = field(default_factory=CollapseRule)
-
-    def __post_init__(self) -> None:
-        if min(self.batch, self.log_every, self.checkpoint_every, self.skip_limit) < 1 or self.workers < 0:
-            raise ValueError("batch, log_every, checkpoint_every and skip_limit are at least 1, workers at least 0")
-        if not 0 <= self.balance <= 1:
-            raise ValueError(f"balance lies between 0 and 1, not {self.balance}")
-
-
-FREE = {"workers", "ahead", "log_every", "checkpoint_every", "keep_every", "failing_share", "skip_limit", "collapse"}
-"""Settings that may change when a run continues, because they change no weight."""
+__all__ = ["FREE", "LoopSettings", "Summary", "fit", "resolve_precision"]
 
 
 @dataclass(frozen=True)
@@ -111,6 +69,7 @@ class _State:
     step: int = 0
     seconds: float = 0.0
     skipped: int = 0
+    told: int = 0
     last: dict[str, Any] = field(default_factory=dict)
 
 
@@ -129,12 +88,17 @@ class _Clock:
         return self.before + time.monotonic() - self.began
 
     def place(self, step: int) -> float:
-        """The point of the schedule: the step, or with a budget of minutes the same share of it as of the time."""
-        return step if self.minutes is None else self.schedule.steps * self.seconds() / (60 * self.minutes)
+        """The point of the schedule: the step, or with a budget of minutes the same share of it as of the time.
 
-    def share(self, step: int) -> float:
+        With several processes it is the clock of the first that counts, so all must ask together.
+        """
+        if self.minutes is None:
+            return step
+        return self.schedule.steps * parallel.broadcast_object(self.seconds()) / (60 * self.minutes)
+
+    def share(self, step: int, place: float) -> float:
         """The done share of what this call has to do; 1 is the end."""
-        share = self.place(step) / self.schedule.steps
+        share = place / self.schedule.steps
         return share if self.steps is None else max(share, step / self.steps)
 
 
@@ -149,8 +113,11 @@ def fit(
     device: str | torch.device = "cpu",
     quiet: bool = False,
     title: str = "train",
+    at: tuple[int, Callable[[int], None]] | None = None,
 ) -> Summary:
     """Train `task` on the scans of `source`, in the folder `run`; continues the run that it finds there.
+
+    Under torchrun every process calls this with the same arguments; the first writes the files, which all must be able to read.
 
     Parameters
     ----------
@@ -159,15 +126,45 @@ def fit(
         else it does. Such a run continues too, but two of them are never the same to the bit: they follow a clock.
     steps : stop when this many steps are done in all. The schedule stays as it is, so a later call goes on as if there had
         been no stop.
+    at : (every, call): after each `every`-th step a checkpoint is written and the first process calls ``call(step)``, while others
+        wait (no longer than `parallel.TIMEOUT`). What it does to the modules' modes and to torch's generators is undone; their
+        values are not its to change. A run that continues from such a step calls again: the kill may have come before it.
 
-    Raises UsageError for a budget that is not above 0; SettingsError or UsageError when the run found was made with other
-    settings, on other scans, or by steps and not by minutes (or the other way round).
+    Raises UsageError for a budget that is not above 0; SettingsError for a batch that the processes cannot share, or that may
+    not be accumulated; SettingsError or UsageError when the run found was made with other settings, on other scans, or by
+    steps and not by minutes (or the other way round); TrainingError when too many steps have no finite gradients, or when
+    another process has ended.
     """
     for name, budget in (("minutes", minutes), ("steps", steps)):
         if budget is not None and not 0 < budget < math.inf:
             raise UsageError(f"{name} is a number above 0, not {budget}")
+    with parallel.joined(device) as place:
+        try:
+            return _fit(task, source, settings, run, minutes, steps, place, quiet, title, at)
+        except RuntimeError as error:
+            if parallel.size() > 1 and parallel.is_broken(error):
+                raise TrainingError(
+                    "another process of this training has ended, or does not answer",
+                    where=f"process {parallel.rank()} of {parallel.size()}",
+                    do="look at its error; started again, the run continues from its last checkpoint",
+                ) from error
+            raise
+
+
+def _fit(
+    task: Task,
+    source: Source,
+    settings: LoopSettings,
+    run: Path,
+    minutes: float | None,
+    steps: int | None,
+    place: torch.device,
+    quiet: bool,
+    title: str,
+    at: tuple[int, Callable[[int], None]] | None,
+) -> Summary:
     began = time.monotonic()
-    place = torch.device(device)
+    own = _own_samples(settings, task)
     folder = run / "checkpoints"
     run.mkdir(parents=True, exist_ok=True)
     scans = source.entries
@@ -175,64 +172,59 @@ def fit(
         raise UsageError("there is no scan to train on")
     trained_on = files.digest(getattr(scans, "ids", None) or [entry.id for entry in scans])
 
-    modules = task.modules.to(place).train()
-    if settings.channels_last:
-        modules.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     state = _State(resolve_precision(settings.precision, place), minutes is not None, trained_on)
-    saved = checkpoint.steps(folder)
+    saved = parallel.broadcast_object(checkpoint.steps(folder))
     tensors, rest = _found(folder, saved[-1], settings, state) if saved else ({}, {})
     if saved:
         state = _State(**rest["state"])
-    updater = Updater(modules, settings.optimiser, place, scaled=state.precision == "fp16")
-    meters, watch = Meters(), CollapseWatch(settings.collapse)
-    if saved:
-        checkpoint.load_strict(modules, tensors["modules"], folder)
-        updater.load(tensors["optimiser"], rest["scaler"], folder)
-        task.load(rest["task"])
-        meters.load(rest["meters"])
-        watch.load(rest["watch"])
-    metrics = Metrics(run / "metrics.jsonl", state.step)
-    quarantine = Quarantine(run / "quarantine.jsonl", len(scans), settings.failing_share)
+    modules = task.modules.to(place, torch.float64 if state.precision == "fp64" else None).train()
+    if settings.channels_last:
+        modules.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    updater = Updater(modules, settings.optimiser, place, scaled=state.precision == "fp16", ema=settings.ema)
+    meters = Meters()
     clock = _Clock(settings.schedule, minutes, steps, state.seconds, began)
+    skipped_before = state.skipped
 
     def save() -> None:
         state.seconds = clock.seconds()
-        state.skipped += updater.take()[0]
+        state.skipped = skipped_before + updater.skipped()
+        agree_on_statistics(modules)
         rest = {
             "state": vars(state),
             "settings": to_data(settings),
             "task": task.state(),
             "scaler": updater.scaler.state_dict(),
-            "meters": meters.state(),
-            "watch": watch.state(),
+            "meters": _mean_of_meters(meters.state()),
+            "watch": journal.watch.state(),
         }
-        checkpoint.write(folder, state.step, {"modules": modules.state_dict(), "optimiser": updater.tensors()}, rest)
-        checkpoint.prune(folder, settings.keep_every)
+        if parallel.rank() == 0:
+            weights = modules.state_dict()
+            tensors = {"modules": weights, "optimiser": updater.tensors()}
+            if settings.ema is not None:
+                tensors["ema"] = updater.averaged(weights)
+            checkpoint.write(folder, state.step, tensors, rest)
+            checkpoint.prune(folder, settings.keep_every)
 
     def log() -> None:
         seconds, count = clock.seconds() - logged, meters.count
-        skipped, streak = updater.take()
-        state.skipped += skipped
+        state.skipped, streak = skipped_before + updater.skipped(), updater.streak()
         row = {
             "step": state.step,
             "epoch": state.step * settings.batch / len(scans),
-            **meters.take(),
+            **_mean_of_processes(meters.take()),
             **task.measures(),
             "rate": rate_now,
             "wait_share": data.waited / seconds,
-            "samples_per_s": count * settings.batch / seconds,
+            "samples_per_s": count * settings.batch / settings.accumulate / seconds,
+            "memory_gib": peak_memory_gib(place),
             "skipped": state.skipped,
             "seconds": clock.seconds(),
         }
         data.waited = 0.0
-        state.last = metrics.write(row)
-        progress.log(state.step, clock.share(state.step), clock.seconds(), _text(row))
-        new = watch.see(row, judge=clock.place(state.step) > settings.schedule.warmup)
-        if skipped:
-            new.append(f"skipped: {skipped} steps without finite gradients")
-        for text in new:
-            metrics.write({"step": state.step, "warning": text.split(":")[0], "text": text})
-            progress.warn(text)
+        new = state.skipped - state.told
+        warnings = [f"skipped: {new} steps without finite gradients"] if new else []
+        state.told = state.skipped
+        state.last = journal.line(row, share, judged=reached > settings.schedule.warmup, warnings=warnings)
         if streak >= settings.skip_limit:
             raise TrainingError(
                 f"{streak} steps in a row had no finite gradients; stopped at step {state.step}",
@@ -241,7 +233,16 @@ def fit(
             )
 
     with ExitStack() as stack:
-        progress = stack.enter_context(Progress(title, quiet=quiet))
+        progress = stack.enter_context(Progress(title, quiet=quiet or parallel.rank() > 0))
+        journal = Journal(run, state.step, settings.collapse, progress)
+        if saved:
+            checkpoint.load_strict(modules, tensors["modules"], folder)
+            updater.load(tensors["optimiser"], rest["scaler"], folder)
+            updater.load_averaged(tensors.get("ema", {}), folder)
+            task.load(rest["task"])
+            meters.load(rest["meters"])
+            journal.watch.load(rest["watch"])
+        quarantine = Quarantine(run / "quarantine.jsonl", len(scans), settings.failing_share, parallel.rank())
         data = stack.enter_context(
             Samples(
                 task,
@@ -250,58 +251,95 @@ def fit(
                 quarantine,
                 start=state.step * settings.batch,
                 workers=settings.workers,
-                ahead=2 * settings.batch if settings.ahead is None else settings.ahead,
+                ahead=2 * own if settings.ahead is None else settings.ahead,
                 balance=settings.balance,
+                share=(parallel.rank(), parallel.size(), settings.batch),
             )
         )
+        forward = Forward(task, place)
         logged = clock.seconds()
-        done = clock.share(state.step) >= 1
+        reached = clock.place(state.step)
+        done = clock.share(state.step, reached) >= 1
+        if saved and at is not None and state.step % at[0] == 0:
+            _call(at[1], state.step, modules)
+        if settings.compile and not done:
+            stack.enter_context(compiled(task, place))
         while not done:
-            rate_now = settings.optimiser.rate * rate(settings.schedule, clock.place(state.step))
+            rate_now = settings.optimiser.rate * rate(settings.schedule, reached)
             updater.begin(rate_now)
-            samples = data.take(settings.batch)
-            batch = task.batch([s.reads for s in samples], [s.draws for s in samples], place)
-            with autocast(place, state.precision):
-                losses = task.losses(batch, state.step)
-            updater.end(losses["loss"])
+            for part in range(settings.accumulate):
+                samples = data.take(own // settings.accumulate)
+                batch = task.batch([s.reads for s in samples], [s.draws for s in samples], place)
+                last = part == settings.accumulate - 1
+                with nullcontext() if last else forward.quietly():
+                    with autocast(place, "fp32" if state.precision == "fp64" else state.precision):
+                        losses = forward(batch, state.step)
+                    (updater.end if last else updater.backward)(losses["loss"] / settings.accumulate)
+                meters.add(losses)
             task.after(state.step)
-            meters.add(losses)
             state.step += 1
-            done = clock.share(state.step) >= 1
-            progress.step(state.step, clock.share(state.step), clock.seconds())
+            reached = clock.place(state.step)
+            share = clock.share(state.step, reached)
+            done = share >= 1
+            progress.step(state.step, share, clock.seconds())
             if done or state.step % settings.log_every == 0:
                 log()
                 logged = clock.seconds()
-            if done or state.step % settings.checkpoint_every == 0:
+            called = at is not None and state.step % at[0] == 0
+            if done or called or state.step % settings.checkpoint_every == 0:
                 save()
+            if called and at is not None:
+                _call(at[1], state.step, modules)
 
-    return Summary(
-        steps=state.step,
-        total=settings.schedule.steps if minutes is None else state.step,
-        seconds=clock.seconds(),
-        skipped=state.skipped,
-        precision=state.precision,
-        quarantined=len(quarantine.since),
-        last=state.last,
-        warnings=tuple(row["text"] for row in read_metrics(metrics.path)[1]),
+    return parallel.broadcast_object(
+        Summary(
+            steps=state.step,
+            total=settings.schedule.steps if minutes is None else state.step,
+            seconds=clock.seconds(),
+            skipped=state.skipped,
+            precision=state.precision,
+            quarantined=len(set().union(*parallel.gather_objects(set(quarantine.since)))),
+            last=state.last,
+            warnings=tuple(row["text"] for row in read_metrics(run / "metrics.jsonl")[1]),
+        )
     )
 
 
-def resolve_precision(asked: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> Precision:
-    """The precision that ``auto`` stands for on a device; raises UsageError for fp16 on a CPU, where it only loses."""
-    if asked == "fp16" and device.type == "cpu":
-        raise UsageError("precision fp16 trains on GPUs only", do="use bf16, fp32 or auto")
-    if asked != "auto":
-        return asked
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if _computes_bf16() else "fp32"
+def _own_samples(settings: LoopSettings, task: Task) -> int:
+    """Samples of a step that this process takes; raises SettingsError where they do not come out even, or may not be split."""
+    ranks, parts = parallel.size(), settings.accumulate
+    if settings.batch % (ranks * parts):
+        raise SettingsError(
+            f"a step of {settings.batch} scans does not split evenly into {ranks} processes with {parts} parts each",
+            where="batch",
+            do=f"make it a multiple of {ranks * parts}",
+        )
+    if parts > 1 and not task.separable:
+        raise SettingsError(
+            "the loss of this task, or its batch norm, compares the scans of a step: gradients of parts of it do not add up",
+            where="accumulate",
+            do="set it to 1, and `chunk` in the recipe, which sends parts through the encoder and shows the loss all of them",
+        )
+    return settings.batch // ranks
 
 
-def _computes_bf16() -> bool:
-    """Whether the CPU multiplies bf16 itself; a torch that cannot tell counts as no."""
-    able: Mapping[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+def _call(call: Callable[[int], None], step: int, modules: torch.nn.Module) -> None:
+    """Let the first process call while the others wait."""
+    if parallel.rank() == 0:
+        with undisturbed(modules):
+            call(step)
+    parallel.barrier()
+
+
+def _mean_of_processes(values: dict[str, float]) -> dict[str, float]:
+    everyone = parallel.gather_objects(values)
+    return {name: sum(each[name] for each in everyone) / len(everyone) for name in values}
+
+
+def _mean_of_meters(state: dict[str, Any]) -> dict[str, Any]:
+    """`Meters.state` as it is where all continue from the checkpoint of one."""
+    sums = _mean_of_processes({name: float(text) for name, text in state["sums"].items()})
+    return {**state, "sums": {name: repr(value) for name, value in sums.items()}}
 
 
 def _found(
@@ -320,13 +358,3 @@ def _found(
             do=f"continue it by {was}, or start a new run",
         )
     return tensors, rest
-
-
-def _text(row: Mapping[str, Any]) -> str:
-    parts = [f"loss {row['loss']:.4f}"]
-    if "positive" in row:
-        parts.append(f"similarity {row['positive']:.3f} of views, {row['negative']:.3f} of others")
-    if "rank" in row:
-        parts.append(f"rank {row['rank']:.1f}")
-    parts += [f"rate {row['rate']:.2g}", f"{row['samples_per_s']:.1f} scans/s", f"waiting {row['wait_share']:.0%}"]
-    return ", ".join(parts)

@@ -58,17 +58,27 @@ class Draws(Protocol):
 
 
 class Task(Protocol):
-    """What is trained, on what, and how its loss is computed."""
+    """What is trained, on what, and how its loss is computed.
+
+    Processes that train together each hold the samples of their own; what is minimised is the mean of their losses. A loss
+    that compares samples of all of them gathers what it needs (`ctfoundry.parallel`). ``LoopSettings.compile`` needs an
+    attribute ``encoder``, a network whose ``features`` (or ``forward``) is compiled.
+    """
 
     modules: nn.ModuleDict
     """Everything with weights or running statistics; saved, and moved to the device, by the loop."""
+
+    separable: bool
+    """Whether ``loss`` is a mean over samples that do not meet, in batch norm neither: then gradients of parts of a batch add up
+    to those of the whole, and the loop may accumulate them."""
 
     def plan(self, key: Key, entry: Any) -> Any:
         """The `Draws` of one sample: a function of (seed, epoch, scan), made in a worker thread."""
         ...
 
     def batch(self, reads: Sequence[Sequence[np.ndarray]], draws: Sequence[Any], device: torch.device) -> Any:
-        """Boxes in HU, one list a sample, to the device and to what `losses` takes; nothing random is left."""
+        """Boxes in HU, one list a sample, to the device and to what `losses` takes, in the precision of the weights; nothing
+        random is left."""
         ...
 
     def losses(self, batch: Any, step: int) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""One update of the weights: backward, clip, AdamW; or, where a gradient is not finite, no update at all."""
+"""One update of the weights: backward, clip, AdamW, their moving average; or, where a gradient is not finite, no update at all."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ctfoundry import parallel
 from ctfoundry.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -30,11 +31,15 @@ class Updater:
 
     A step with a gradient that is not finite leaves no trace: the fused kernel is told on the device to do nothing, and
     running statistics are put back, since the forward pass that overflowed has spoiled them. Skipped steps are counted.
+    All processes that train together skip together. `ema` is the share of the average of the weights that stays at each step.
     """
 
-    def __init__(self, modules: nn.Module, settings: Optimiser, device: torch.device, *, scaled: bool) -> None:
-        self.settings = settings
+    def __init__(
+        self, modules: nn.Module, settings: Optimiser, device: torch.device, *, scaled: bool, ema: float | None = None
+    ) -> None:
+        self.settings, self.decay = settings, ema
         self.parameters = {name: p for name, p in modules.named_parameters() if p.requires_grad}
+        self.average = {} if ema is None else {name: p.detach().clone() for name, p in self.parameters.items()}
         self.optimiser = torch.optim.AdamW(
             self.parameters.values(),
             settings.rate,
@@ -49,15 +54,19 @@ class Updater:
         self._skipped, self._streak, self._worst = (torch.zeros((), device=device) for _ in range(3))
 
     def begin(self, rate: float) -> None:
-        """Before a step's forward pass: set the learning rate, remember running statistics."""
+        """Before a step's first forward pass: set the learning rate, drop old gradients, remember running statistics."""
         for group in self.optimiser.param_groups:
             group["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
         self._before = [buffer.clone() for buffer in self._buffers]
 
-    def end(self, loss: Tensor) -> None:
-        """After the forward pass: gradients, then update or skip."""
-        self.optimiser.zero_grad(set_to_none=True)
+    def backward(self, loss: Tensor) -> None:
+        """After the forward pass of a part of a step, if there are several: add its gradients to those of the parts before."""
         self.scaler.scale(loss).backward()
+
+    def end(self, loss: Tensor) -> None:
+        """After the last forward pass: gradients, then update or skip."""
+        self.backward(loss)
         self.scaler.unscale_(self.optimiser)
         with torch.no_grad():
             self._step()
@@ -67,23 +76,30 @@ class Updater:
         norm = torch.nn.utils.get_total_norm([p.grad for p in used if p.grad is not None])
         if self.settings.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(used, self.settings.clip, norm)
-        bad = (~norm.isfinite()).float()
+        bad = (parallel.all_reduce_sum((~norm.isfinite()).float()) > 0).float()
         if not self.scaler.is_enabled():  # an enabled scaler tells the kernel itself
             self.optimiser.found_inf = bad  # type: ignore[attr-defined]
         self.scaler.step(self.optimiser)
         self.scaler.update()
         for buffer, old in zip(self._buffers, self._before, strict=True):
             buffer.copy_(torch.where(bad.bool(), old, buffer))
+        if self.decay is not None:
+            new = (1 - self.decay) * (1 - bad)
+            for name, average in self.average.items():
+                average.lerp_(self.parameters[name], new.to(average.dtype))
         self._skipped += bad
         self._streak = (self._streak + 1) * bad
         self._worst = torch.maximum(self._worst, self._streak)
 
-    def take(self) -> tuple[int, int]:
-        """(skipped steps, longest row of them) since the last call; waits for the device."""
-        found = int(self._skipped), int(self._worst)
-        self._skipped.zero_()
+    def skipped(self) -> int:
+        """Skipped steps so far; waits for the device."""
+        return int(self._skipped)
+
+    def streak(self) -> int:
+        """The longest row of skipped steps since the last call; waits for the device."""
+        worst = int(self._worst)
         self._worst = self._streak.clone()
-        return found
+        return worst
 
     def tensors(self) -> dict[str, Tensor]:
         """AdamW's state under ``WHAT.PARAMETER``."""
@@ -105,3 +121,14 @@ class Updater:
             raise WeightsError(f"the optimiser state lacks {', '.join(missing[:5])}", where=where)
         if scaler:
             self.scaler.load_state_dict(scaler)
+
+    def averaged(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of the modules with averaged weights in place of the last ones; running statistics are the last."""
+        return {**state, **self.average}
+
+    def load_averaged(self, state: dict[str, Tensor], where: Path) -> None:
+        """Take back the weights of `averaged`; raises WeightsError when one is missing or of another shape."""
+        for name, average in self.average.items():
+            if name not in state or state[name].shape != average.shape:
+                raise WeightsError(f"the averaged weights lack {name!r} {tuple(average.shape)}", where=where)
+            average.copy_(state[name])
