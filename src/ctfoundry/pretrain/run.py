@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ctfoundry import files
+from ctfoundry import files, parallel
 from ctfoundry.encoder import Card, Encoder
 from ctfoundry.errors import UsageError
 from ctfoundry.infer.passes import Extent
@@ -18,13 +18,14 @@ from ctfoundry.record import Record
 from ctfoundry.settings import to_data, with_changes
 from ctfoundry.store import Entry, Store, open_store
 from ctfoundry.train import Summary, fit
-from ctfoundry.train.checkpoint import check_same
+from ctfoundry.train.checkpoint import averaged, check_same
 from ctfoundry.train.loop import FREE
 from ctfoundry.zoo.files import save_model
 from ctfoundry.zoo.models import device_of
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from jaxtyping import Int16
 
     from ctfoundry.geometry import Box
@@ -88,25 +89,36 @@ def pretrain(
     recipe : one, or its name or file (`load_recipe`).
     minutes, steps : see `ctfoundry.train.fit`.
     changes : ``key=value`` changes to the recipe, such as ``train.optimiser.rate=1e-3``.
-    device : ``auto``, ``cpu`` or ``cuda[:i]``.
+    device : ``auto``, ``cpu`` or ``cuda[:i]``; under torchrun process i of a machine takes GPU i.
     patients : train on the scans of these only.
     """
+    chosen = with_changes(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), changes)
+    opened = store if isinstance(store, Store) else open_store(store)
+    with parallel.joined(device_of(device)) as place:  # before there is a task, which asks how many share a step
+        return _pretrain(chosen, choose(opened, patients), Path(run), place, minutes, steps, quiet, command)
+
+
+def _pretrain(
+    chosen: Recipe,
+    source: Chosen,
+    run: Path,
+    place: torch.device,
+    minutes: float | None,
+    steps: int | None,
+    quiet: bool,
+    command: Sequence[str],
+) -> RunSummary:
     from ctfoundry.pretrain.task import CropTask
 
-    run = Path(run)
-    chosen = with_changes(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), changes)
-    place = device_of(device)
-    opened = store if isinstance(store, Store) else open_store(store)
-    source = choose(opened, patients)
     record = Record(command, {"train": chosen.train.seed}, str(place))
     run.mkdir(parents=True, exist_ok=True)
-    files.sweep(run)
-    kept = run / "recipe.json"
-    if kept.is_file():
-        free = {f"train.{name}" for name in FREE}
-        check_same(json.loads(kept.read_text()), to_data(chosen), kept, free=free)
-    else:
+    kept, first = run / "recipe.json", parallel.rank() == 0
+    if first:
+        files.sweep(run)
+    if first and not kept.is_file():
         files.write_json(kept, to_data(chosen))
+    parallel.barrier()
+    check_same(json.loads(kept.read_text()), to_data(chosen), kept, free={f"train.{name}" for name in FREE})
 
     task = CropTask(chosen)
     summary = fit(
@@ -121,8 +133,12 @@ def pretrain(
         title=chosen.name,
     )
     seen = {entry.patient for entry in source.entries}
-    save_model(Encoder.of(task.encoder, _card(task, summary, source, len(seen))), run / "model.safetensors")
     done = RunSummary(run, run / "model.safetensors", chosen.name, len(source.entries), len(seen), str(place), summary)
+    if not first:
+        return done
+    if chosen.train.ema is not None:  # what is used afterwards is the average
+        task.modules.load_state_dict(averaged(run / "checkpoints"))
+    save_model(Encoder.of(task.encoder, _card(task, summary, source, len(seen))), run / "model.safetensors")
     record.inputs = {"recipe": files.digest(to_data(chosen)), "scans": files.digest([e.id for e in source.entries])}
     record.results = {"scans": done.scans, "patients": done.patients, **asdict(summary)}
     record.write(run, ["recipe.json", "metrics.jsonl", "model.safetensors", "model.json"])
