@@ -73,17 +73,17 @@ def test_crop_positions_are_uniform_in_the_foreground_box(scans: Store) -> None:
         assert stats.chisquare(np.bincount(cells, minlength=4), expected, sum_check=False).pvalue > 0.01
 
 
-@pytest.mark.parametrize("grid", ["6x2x2", "native"])
-def test_crops_are_those_of_the_prepared_scan(tmp_path: Path, grid: str) -> None:
+@pytest.mark.parametrize(("grid", "batch_norm"), [("6x2x2", "per-crop-view"), ("6x2x2", "per-scan"), ("native", "all")])
+def test_crops_are_those_of_the_prepared_scan(tmp_path: Path, grid: str, batch_norm: str) -> None:
     source = make_store(tmp_path, grid=grid, count=2, shape=(24, 60, 64) if grid == "6x2x2" else (90, 70, 80))
-    task = CropTask(recipe(views=PLAIN_VIEWS))
+    task = CropTask(recipe(views=PLAIN_VIEWS, batch_norm=batch_norm))
     x, draws = make_batch(task, source, [Key.of(0), Key.of(1)])
     assert x.shape == (4 * 2 * 2, 1, 8, 16, 16)
     for b, entry in enumerate(source.entries):
         whole = prepare(PREPARATIONS["ct-fm-tiny"], source.volume(entry.id)).x[0]
         for m, (i, j, k) in enumerate(draws[b].starts):
             for v in (0, 1):
-                row = (m * 2 + v) * 2 + b  # ordered by crop, view, scan
+                row = (b * 4 + m) * 2 + v if batch_norm == "per-scan" else (m * 2 + v) * 2 + b
                 torch.testing.assert_close(x[row, 0], whole[i : i + 8, j : j + 16, k : k + 16], atol=2e-6, rtol=0)
 
 
@@ -131,6 +131,26 @@ def test_it_learns_to_tell_places_apart(scans: Store, tmp_path: Path) -> None:
     assert gaps[-1] > gaps[0] + 0.08
     assert 1 <= rows[-1]["rank"] <= rows[-1]["rank_of"] == 8
     assert (done.scans, done.patients, done.train.steps) == (4, 2, 60)
+
+
+@pytest.mark.parametrize("objective", ["simclr", "simsiam", "simsiam-intra", "vicreg", "vicreg-intra"])
+def test_every_objective_trains(scans: Store, tmp_path: Path, objective: str) -> None:
+    """A few steps through the loop; in chunks of the encoder's work where it has one crop a scan."""
+    plain = not objective.endswith("-intra")
+    model = replace(recipe().model, head=(16, 16), predictor=(8, 16) if "simsiam" in objective else None)
+    own = recipe(
+        objective=objective,
+        model=model,
+        crops=1 if plain else 3,
+        chunk=4 if plain else 0,
+        batch_norm="per-crop-view" if plain else "per-scan",
+        train=loop(3, batch=4, log_every=1),
+    )
+    pretrain(own, scans, tmp_path, device="cpu", quiet=True)
+    rows, _ = read_metrics(tmp_path / "metrics.jsonl")
+    assert np.isfinite([[row[name] for name in ("loss", "positive", "negative", "rank")] for row in rows]).all()
+    assert rows[-1]["skipped"] == 0
+    assert zoo.load_encoder(tmp_path, device="cpu").card.training["recipe"]["objective"] == objective
 
 
 def test_a_run_leaves_an_encoder_that_loads(scans: Store, tmp_path: Path) -> None:
