@@ -1,0 +1,292 @@
+"""Tables and pictures of the ablation: every arm with its interval, beside random weights, and whether the paper's order holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctfoundry import files, stats
+from ctfoundry.evaluate.ablation import ARMS, RANDOM, Plan
+from ctfoundry.report import charts
+from ctfoundry.report.page import Callout, Figure, Heading, Page, Prose, Table, write
+from ctfoundry.settings import to_data
+from ctfoundry.stats import Interval, Pair
+
+Values = Mapping[str, Sequence[float]] | Sequence[Pair]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number about an encoder: its unit, its digits and which way is better."""
+
+    name: str
+    text: str
+    values: Callable[[Sequence[Mapping[str, Any]], str], Values]
+    higher: bool = True
+    digits: int = 3
+
+
+def _by_patient(kind: str) -> Callable[[Sequence[Mapping[str, Any]], str], Values]:
+    def values(results: Sequence[Mapping[str, Any]], method: str) -> Values:
+        table: dict[str, list[float]] = {}
+        for result in results:
+            for patient, value in result["dice"].get(method, {}).items():
+                table.setdefault(patient, []).append(value[kind])
+        return table
+
+    return values
+
+
+def _views(results: Sequence[Mapping[str, Any]], method: str) -> Values:
+    table: dict[str, list[float]] = {}
+    for result in results:
+        for patient, hits in result["views"].get(method, {}).items():
+            table.setdefault(patient, []).extend(100 * hit for hit in hits)
+    return table
+
+
+def _searches(column: int) -> Callable[[Sequence[Mapping[str, Any]], str], Values]:
+    scale = 100 if column == 5 else 1
+
+    def values(results: Sequence[Mapping[str, Any]], method: str) -> Values:
+        return [
+            Pair(row[2], row[3], scale * row[column])
+            for result in results
+            for row in result["searches"]
+            if row[0] == method and row[column] is not None
+        ]
+
+    return values
+
+
+MEASURES = (
+    Measure("dice_macro", "few-shot Dice, mean of structures", _by_patient("macro")),
+    Measure("dice_micro", "few-shot Dice, all voxels together", _by_patient("micro")),
+    Measure("miss_mm", "miss of a search, mm", _searches(4), higher=False, digits=1),
+    Measure("inside", "found place inside the structure, %", _searches(5), digits=1),
+    Measure("views", "views that find each other, real scans, %", _views, digits=1),
+)
+CLAIMS = (
+    ("simclr", "simclr-intra", "+0.257"),
+    ("simclr-matched", "simclr-intra", "not in the paper: same crops"),
+    ("simsiam", "simsiam-intra", "+0.325"),
+    ("simsiam-matched", "simsiam-intra", "not in the paper: same crops"),
+    ("vicreg", "vicreg-intra", "+0.154"),
+    ("vicreg-matched", "vicreg-intra", "not in the paper: same crops"),
+    ("simclr-intra-5", "simclr-intra", "+0.078"),
+)
+"""From which arm to which the paper reports a gain of micro Dice (text and Extended Data Figure 6)."""
+
+
+def estimate(measure: Measure, values: Values) -> Interval | None:
+    """Mean over patients, of searches over pairs; None where nothing was measured."""
+    if not values:
+        return None
+    return stats.mean(values) if isinstance(values, Mapping) else stats.pairs(values, "mean")
+
+
+def change(ours: Values, other: Values) -> Interval | None:
+    """Mean of (ours - other), paired by patient or by pair of patients."""
+    if not ours or not other:
+        return None
+    if isinstance(ours, Mapping):
+        return stats.difference(ours, other) if isinstance(other, Mapping) else None
+    return stats.pair_difference(ours, other) if not isinstance(other, Mapping) else None
+
+
+def verdict(measure: Measure, found: Interval | None) -> str:
+    """What an interval of a change says."""
+    if found is None or found.low is None or found.high is None:
+        return "not measured"
+    if found.low <= 0 <= found.high:
+        return "undecided"
+    return "better" if (found.value > 0) is measure.higher else "worse"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All intervals: of arms, of methods without learning, of changes from random weights and along the paper's claims."""
+
+    arms: Mapping[str, Mapping[str, Interval | None]]
+    gains: Mapping[str, Mapping[str, Interval | None]]
+    others: Mapping[str, Mapping[str, Interval | None]]
+    claims: Sequence[tuple[str, str, str, Mapping[str, Interval | None]]]
+    training: Mapping[str, Sequence[Mapping[str, Any]]]
+
+
+def summarise(results: Sequence[Mapping[str, Any]]) -> Summary:
+    """Intervals from measurements (`ablation.ablation`)."""
+    by_arm: dict[str, list[Mapping[str, Any]]] = {}
+    for result in sorted(results, key=lambda r: r["seed"]):
+        by_arm.setdefault(result["arm"], []).append(result)
+    order = [RANDOM, *(arm for arm in ARMS if arm in by_arm)]
+    values = {arm: {m.name: m.values(by_arm[arm], "encoder") for m in MEASURES} for arm in order}
+    without: dict[str, dict[str, Interval | None]] = {}
+    names = {
+        method
+        for result in by_arm[RANDOM]
+        for method in (*result["dice"], *result["views"], *(row[0] for row in result["searches"]))
+    } - {"encoder"}
+    for method in sorted(names):
+        without[method] = {m.name: estimate(m, m.values(by_arm[RANDOM][:1], method)) for m in MEASURES}
+    return Summary(
+        {arm: {m.name: estimate(m, values[arm][m.name]) for m in MEASURES} for arm in order},
+        {
+            arm: {m.name: change(values[arm][m.name], values[RANDOM][m.name]) for m in MEASURES}
+            for arm in order
+            if arm != RANDOM and len(by_arm[arm]) == len(by_arm[RANDOM])
+        },
+        without,
+        [
+            (a, b, claim, {m.name: change(values[b][m.name], values[a][m.name]) for m in MEASURES})
+            for a, b, claim in CLAIMS
+            if a in values and b in values and len(by_arm[a]) == len(by_arm[b])
+        ],
+        {arm: [r["training"] for r in by_arm[arm]] for arm in order if arm != RANDOM},
+    )
+
+
+def _text(measure: Measure, found: Interval | None) -> str:
+    return "" if found is None else found.text(measure.digits)
+
+
+def tables(summary: Summary) -> list[Table]:
+    """What stands in the page and in the Markdown file."""
+    headers = [m.text for m in MEASURES]
+    label = {RANDOM: RANDOM, **ARMS}
+    arms = [[label[arm], *(_text(m, found[m.name]) for m in MEASURES)] for arm, found in summary.arms.items()]
+    others = [[name, *(_text(m, found[m.name]) for m in MEASURES)] for name, found in summary.others.items()]
+    gains = [[label[arm], *(_text(m, found[m.name]) for m in MEASURES)] for arm, found in summary.gains.items()]
+    claims = [
+        [
+            f"{a} to {b}",
+            claim,
+            *(f"{_text(m, found[m.name])} {verdict(m, found[m.name])}" for m in MEASURES),
+        ]
+        for a, b, claim, found in summary.claims
+    ]
+    training = [
+        [
+            label[arm],
+            runs[0]["batch"],
+            runs[0]["crops"],
+            "x".join(map(str, runs[0]["crop"])),
+            runs[0]["steps"],
+            ", ".join(f"{run['seconds']:.0f}" for run in runs),
+            ", ".join(sorted({w.split(":")[0] for run in runs for w in run["warnings"]})) or "none",
+        ]
+        for arm, runs in summary.training.items()
+    ]
+    return [
+        Table(
+            ["encoder", *headers], [*arms, *others], caption="Mean over patients [95 % interval], all seeds together."
+        ),
+        Table(["arm", *headers], gains, caption="Change from random weights of the same shape, paired by patient."),
+        Table(
+            ["from, to", "paper (micro Dice)", *headers],
+            claims,
+            caption="Changes that the paper reports, paired by patient; better, worse or undecided by the interval.",
+        ),
+        Table(
+            ["arm", "scans a step", "crops", "voxels of a crop", "steps", "seconds of each seed", "announced"],
+            training,
+            caption="How each arm was trained.",
+        ),
+    ]
+
+
+def conclusions(summary: Summary) -> list[str]:
+    """In words: which of the paper's changes show up here, by the measure that the paper uses and by the others."""
+    said = []
+    for a, b, claim, found in summary.claims:
+        words = {m.name: verdict(m, found[m.name]) for m in MEASURES}
+        paper = words["dice_micro"]
+        if claim.startswith("not in"):
+            tail = f"micro Dice is {paper}"
+        else:
+            tail = {
+                "better": "the paper's order is reproduced",
+                "worse": "the paper's order is **reversed**",
+            }.get(paper, "the paper's order is **not reproduced** (undecided)")
+        rest = ", ".join(f"{m.text}: {words[m.name]}" for m in MEASURES if m.name != "dice_micro")
+        said.append(f"`{a}` to `{b}`: {tail}. {rest}.")
+    return said
+
+
+def write_results(out: Path, results: Sequence[Mapping[str, Any]], plan: Plan, *, note: str = "") -> Summary:
+    """``ablation.json``, ``ablation.md`` and ``report.html`` into `out`."""
+    summary = summarise(results)
+    made = tables(summary)
+    words = conclusions(summary)
+    files.write_json(
+        out / "ablation.json",
+        {
+            "plan": to_data(plan),
+            "arms": _plain(summary.arms),
+            "without_learning": _plain(summary.others),
+            "change_from_random": _plain(summary.gains),
+            "claims": [
+                {"from": a, "to": b, "paper": claim, **_plain({"found": found})}
+                for a, b, claim, found in summary.claims
+            ],
+        },
+    )
+    about = (
+        f"{plan.phantoms} phantoms and the real scans; {plan.seeds} seeds an arm; the voxels of {plan.forwards} crops "
+        f"(16x64x64) went through the encoder in every run; {plan.shots} labelled phantoms for the decoder. Phantoms are "
+        "synthetic: labels are exact, anatomy is simplified. Intervals are bootstrapped over held-out patients; seeds are averaged "
+        "within a patient, so they do not show how much another seed would change. " + note
+    )
+    lines = ["# Ablation of objectives and crop counts", "", about, ""]
+    for table in made:
+        lines += [
+            f"**{table.caption}**",
+            "",
+            "| " + " | ".join(table.headers) + " |",
+            "|---" * len(table.headers) + "|",
+        ]
+        lines += ["| " + " | ".join("" if c is None else str(c) for c in row) + " |" for row in table.rows]
+        lines.append("")
+    lines += ["## In words", "", *(f"- {line}" for line in words), ""]
+    files.write_text(out / "ablation.md", "\n".join(lines))
+    figures = []
+    for m in MEASURES:
+        rows = [
+            (name, found.value, found.low, found.high)
+            for name, table in [*summary.arms.items(), *summary.others.items()]
+            if (found := table[m.name]) is not None
+        ]
+        if rows:
+            chart = charts.intervals(rows, xlabel=m.text, title=m.text, marked=[0], digits=m.digits)
+            figures.append(Figure(chart, f"{m.text}; the first row is the untrained encoder.", m.text))
+    write(
+        out / "report.html",
+        Page(
+            "Ablation of objectives and crop counts",
+            [
+                Prose(about),
+                Heading("In words"),
+                *(Callout(line) for line in words),
+                Heading("Pictures"),
+                *figures,
+                Heading("Tables"),
+                *made,
+            ],
+            subtitle="CT-FM's comparison, redone small and measured on patients that no arm saw",
+        ),
+    )
+    return summary
+
+
+def _plain(table: Mapping[str, Mapping[str, Interval | None]]) -> dict[str, Any]:
+    return {
+        name: {
+            measure: None
+            if found is None
+            else {"value": found.value, "low": found.low, "high": found.high, "patients": found.patients}
+            for measure, found in row.items()
+        }
+        for name, row in table.items()
+    }
