@@ -260,6 +260,7 @@ def test_published_sizes() -> None:
         ({"loss.variance": -1.0}, "not below 0"),
         ({"model.head": []}, "no list is empty"),
         ({"model.head": [4, 0]}, "at least 1"),
+        ({"model.checkpoint": True, "train.compile": True}, "take chunk instead of model.checkpoint"),
         ({"objective": "simclr-intro"}, "is not one of"),
     ],
 )

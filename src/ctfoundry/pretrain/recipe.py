@@ -28,7 +28,7 @@ class ModelSettings:
         over each scan). The published heads have none there. Untrained embeddings point nearly one way (cosines of 0.9 and
         more); taking away what they share lets runs of a few hundred steps learn.
     checkpoint : keep the input of each stage only and compute what lies between again in the backward pass. The same results
-        in a third more time; memory of the largest stage instead of all.
+        in a third more time; memory of the largest stage instead of all. Not with ``train.compile``, which does not see through it.
     """
 
     filters: int = 32
@@ -130,7 +130,7 @@ class Recipe:
         if min(self.crop) < 1:
             raise ValueError(f"a crop has at least one voxel along each axis, not {self.crop}")
         self._check_numbers()
-        self._check_heads()
+        self._check_model()
 
     def _check_numbers(self) -> None:
         """How many crops there are for the objective, for batch norm, and at a time."""
@@ -153,9 +153,13 @@ class Recipe:
                 f"the heads of {self.objective} have batch norm, which 'per-crop-view' averages over scans: train.batch is at least 2"
             )
 
-    def _check_heads(self) -> None:
-        """What only some objectives have."""
+    def _check_model(self) -> None:
+        """What only some objectives have, and what of the model goes together."""
         model = self.model
+        if model.checkpoint and self.train.compile:
+            raise ValueError(
+                "torch cannot compile an encoder that is computed again by stages: take chunk instead of model.checkpoint"
+            )
         if self.family == "simsiam":
             if model.predictor is None or model.predictor[1] != model.head[-1]:
                 raise ValueError(
