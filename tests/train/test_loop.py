@@ -31,7 +31,7 @@ def train(run: Path, task: Regression | None = None, **kwargs: Any) -> Summary:
 
 def logged(run: Path) -> list[dict[str, Any]]:
     """Log lines without what a clock says."""
-    clock = {"seconds", "wait_share", "samples_per_s", "memory_gib"}
+    clock = {"seconds", "wait_share", "samples_per_s", "memory_gib", "peak_share"}
     return [{k: v for k, v in row.items() if k not in clock} for row in read_metrics(run / "metrics.jsonl")[0]]
 
 

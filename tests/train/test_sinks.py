@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 
 from ctfoundry import files
 from ctfoundry.errors import UsageError
-from ctfoundry.train.monitor import Metrics
+from ctfoundry.train import fit
+from ctfoundry.train.monitor import Metrics, read_metrics
 from ctfoundry.train.sinks import check_sinks, open_sinks
+from train.toys import Regression, ToySource, settings
 
 CONFIG = {"name": "toy", "train": {"batch": 3, "betas": [0.9, 0.98]}}
 
@@ -31,7 +34,6 @@ def scalars(run: Path, tag: str) -> list[tuple[int, float]]:
 
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
-    assert "negative" not in events.Tags()["scalars"]
     return [(e.step, e.value) for e in events.Scalars(tag)]
 
 
@@ -63,6 +65,8 @@ def test_tensorboard_reads_back_what_was_logged_and_no_step_twice(tmp_path: Path
     train(tmp_path, "tensorboard", 8, 16, 10.0)
     assert scalars(tmp_path, "loss") == [(2, 2), (4, 4), (6, 6), (8, 8), (10, 100), (12, 120), (14, 140), (16, 160)]
     assert [step for step, _ in scalars(tmp_path, "rank")] == list(range(2, 17, 2))
+    with pytest.raises(KeyError):
+        scalars(tmp_path, "negative")  # never finite
 
 
 def test_a_tensorboard_file_that_a_kill_cut_short_hides_no_later_one(tmp_path: Path) -> None:
@@ -112,3 +116,21 @@ def test_no_sinks_is_no_work(tmp_path: Path) -> None:
     with open_sinks([], tmp_path, CONFIG) as sinks:
         sinks.write(1, {"loss": 1.0})
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stop", [5, 7])
+def test_a_run_that_goes_on_shows_what_its_metrics_say(tmp_path: Path, stop: int) -> None:
+    own = settings(sinks=("tensorboard",), log_every=1, checkpoint_every=3)
+    fit(Regression(), ToySource(), own, tmp_path, quiet=True, steps=stop)
+    fit(Regression(), ToySource(), replace(own, log_every=2), tmp_path, quiet=True)
+    rows, _ = read_metrics(tmp_path / "metrics.jsonl")
+    for tag in ("loss", "samples_per_s", "memory_gib"):
+        assert scalars(tmp_path, tag) == [(row["step"], pytest.approx(row[tag])) for row in rows]
+
+
+def test_a_run_with_a_sink_that_is_missing_does_not_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    task = Regression()
+    with pytest.raises(UsageError, match="not installed"):
+        fit(task, ToySource(), settings(sinks=("wandb",)), tmp_path, quiet=True)
+    assert task.batches == []

@@ -10,8 +10,9 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from ctfoundry.models.segresnet import SegResNetEncoder
-from ctfoundry.train import utilisation
-from ctfoundry.train.utilisation import counting, flops_of, peak_flops, peak_memory_gib, published_peak
+from ctfoundry.train import fit, utilisation
+from ctfoundry.train.utilisation import counting, flops_of, holding, peak_flops, peak_memory_gib, published_peak
+from train.toys import Regression, ToySource, settings
 
 
 def by_hand(filters: int, blocks: tuple[int, ...], shape: tuple[int, int, int], views: int) -> tuple[float, float]:
@@ -147,6 +148,59 @@ def test_what_has_no_published_peak_has_none() -> None:
     assert published_peak("NVIDIA GeForce GTX 1080", "fp32") is None
     assert published_peak("NVIDIA H100 80GB HBM3", "fp64") is None
     assert published_peak("NVIDIA A100-SXM4-80GB", "fp32", tf32=False) == 19.5e12
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_runs_log_tells_the_share_of_the_peak(tmp_path: Path, accumulate: int) -> None:
+    task, own = Regression(), settings(accumulate=accumulate)
+    task.separable = True
+    done = fit(task, ToySource(), own, tmp_path, quiet=True, steps=4)
+    x = torch.ones(own.batch, 1, 4, 4, 4)
+    with FlopCounterMode(display=False) as theirs:
+        task.modules["body"](x).sum().backward()
+    steps_per_second = done.last["samples_per_s"] / own.batch
+    expected = theirs.get_total_flops() * steps_per_second / peak_flops("cpu", "fp32")
+    assert done.last["peak_share"] == pytest.approx(expected, rel=5e-3)  # the similarities that it logs are a product too
+    assert done.last["memory_gib"] == pytest.approx(peak_memory_gib("cpu"), rel=0.2)
+
+
+def test_memory_held_is_what_torchs_profiler_saw() -> None:
+    """With operations whose kernels take no memory of their own."""
+    x = torch.ones(64, 1024, requires_grad=True)
+    weight = torch.ones(1024, 512, requires_grad=True)
+
+    def step() -> None:
+        y = (x.exp() @ weight).sigmoid_()
+        (y[:32] * y[32:]).square().view(-1).sum().backward()
+
+    step()  # gradients stand
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        step()
+    now = peak = 0
+    for event in sorted(seen.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    with holding() as held:
+        step()
+    assert peak > 2**20
+    assert held.peak == pytest.approx(peak, rel=0.01)
+    assert held.now == 0
+
+
+def test_memory_held_by_the_encoder_grows_with_its_batch_and_shrinks_where_it_is_computed_again() -> None:
+    def peak(scans: int, again: bool) -> float:
+        encoder = SegResNetEncoder(1, 4, (1, 2, 1))
+        encoder.checkpoint = again
+        for parameter in encoder.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        with holding() as held:
+            encoder.features(torch.ones(scans, 1, 16, 32, 32), ("stage2",))[0]["stage2"].sum().backward()
+        return held.peak
+
+    one, two, four = (peak(n, False) for n in (1, 2, 4))
+    assert four - two == pytest.approx(2 * (two - one), rel=0.02)
+    assert peak(4, True) < 0.95 * four
 
 
 def test_peak_memory_is_what_the_kernel_says() -> None:

@@ -33,7 +33,7 @@ from ctfoundry.train.progress import Progress
 from ctfoundry.train.schedule import Schedule, rate
 from ctfoundry.train.task import Source, Task
 from ctfoundry.train.update import Updater
-from ctfoundry.train.utilisation import peak_memory_gib
+from ctfoundry.train.utilisation import Flops, counting, peak_flops, peak_memory_gib
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -206,7 +206,7 @@ def _fit(
             checkpoint.prune(folder, settings.keep_every)
 
     def log() -> None:
-        seconds, count = clock.seconds() - logged, meters.count
+        seconds, steps_here = clock.seconds() - logged, state.step - logged_at
         state.skipped, streak = skipped_before + updater.skipped(), updater.streak()
         row = {
             "step": state.step,
@@ -215,8 +215,9 @@ def _fit(
             **task.measures(),
             "rate": rate_now,
             "wait_share": data.waited / seconds,
-            "samples_per_s": count * settings.batch / settings.accumulate / seconds,
+            "samples_per_s": steps_here * settings.batch / seconds,
             "memory_gib": peak_memory_gib(place),
+            **({"peak_share": flops.useful * steps_here / seconds / peak} if flops.useful else {}),
             "skipped": state.skipped,
             "seconds": clock.seconds(),
         }
@@ -234,7 +235,7 @@ def _fit(
 
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(title, quiet=quiet or parallel.rank() > 0))
-        journal = Journal(run, state.step, settings.collapse, progress)
+        journal = stack.enter_context(Journal(run, state.step, settings, progress, title))
         if saved:
             checkpoint.load_strict(modules, tensors["modules"], folder)
             updater.load(tensors["optimiser"], rest["scaler"], folder)
@@ -257,6 +258,11 @@ def _fit(
             )
         )
         forward = Forward(task, place)
+        flops, peak = (
+            Flops(),
+            peak_flops(place, state.precision),
+        )  # counted once, in the first step that this call trains
+        began_at = logged_at = state.step
         logged = clock.seconds()
         reached = clock.place(state.step)
         done = clock.share(state.step, reached) >= 1
@@ -271,7 +277,8 @@ def _fit(
                 samples = data.take(own // settings.accumulate)
                 batch = task.batch([s.reads for s in samples], [s.draws for s in samples], place)
                 last = part == settings.accumulate - 1
-                with nullcontext() if last else forward.quietly():
+                count = state.step == began_at and not settings.compile  # which hides the operations
+                with nullcontext() if last else forward.quietly(), counting(flops) if count else nullcontext():
                     with autocast(place, "fp32" if state.precision == "fp64" else state.precision):
                         losses = forward(batch, state.step)
                     (updater.end if last else updater.backward)(losses["loss"] / settings.accumulate)
@@ -284,7 +291,7 @@ def _fit(
             progress.step(state.step, share, clock.seconds())
             if done or state.step % settings.log_every == 0:
                 log()
-                logged = clock.seconds()
+                logged, logged_at = clock.seconds(), state.step
             called = at is not None and state.step % at[0] == 0
             if done or called or state.step % settings.checkpoint_every == 0:
                 save()

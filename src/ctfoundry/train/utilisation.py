@@ -8,6 +8,7 @@ is that of the *useful* operations, which reports call MFU.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ctfoundry.record import peak_memory_mib
@@ -170,14 +172,14 @@ class _Counter(TorchDispatchMode):
 
 
 @contextmanager
-def counting() -> Iterator[Flops]:
-    """Within the block, `Flops` of everything that runs in this thread, backward passes included.
+def counting(into: Flops | None = None) -> Iterator[Flops]:
+    """Within the block, `Flops` (those of `into` go on) of everything that runs in this thread, backward passes included.
 
     Kernels, their order and their results are what they would be without it. Operations inside a backward pass that are plain
     convolutions count as repeated ones: a convolution's own gradients are other operations. Not seen: what a compiled graph
     does, and memory-bound work (norms, activations), which has no formula and next to no operations.
     """
-    flops = Flops()
+    flops = Flops() if into is None else into
     with _Counter(flops):
         yield flops
 
@@ -187,6 +189,63 @@ def flops_of(call: Callable[[], Tensor]) -> Flops:
     with counting() as flops:
         call().backward()
     return flops
+
+
+@dataclass
+class Held:
+    """Bytes of tensors that were made in a block: those that live `now`, and the most that lived at once."""
+
+    now: float = 0.0
+    peak: float = 0.0
+
+    def add(self, count: float) -> None:
+        """So many more (or, below 0, fewer)."""
+        self.now += count
+        self.peak = max(self.peak, self.now)
+
+
+class _Watcher(TorchDispatchMode):
+    """Sees what each operation returns and hears when its memory is given back; changes nothing."""
+
+    def __init__(self, held: Held) -> None:
+        super().__init__()
+        self.held = held
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = {_storage(t)._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and not {_storage(tensor)._cdata} & (before | self.known):
+                self._watch(_storage(tensor))
+        return out
+
+    def _watch(self, storage: torch.UntypedStorage) -> None:
+        address, count = storage._cdata, float(storage.nbytes())
+
+        def gone() -> None:
+            self.known.discard(address)
+            self.held.add(-count)
+
+        self.known.add(address)
+        self.held.add(count)
+        weakref.finalize(storage, gone)
+
+
+def _storage(tensor: Tensor) -> torch.UntypedStorage:
+    return tensor.untyped_storage()
+
+
+@contextmanager
+def holding() -> Iterator[Held]:
+    """Within the block, `Held` of all tensors that operations of this thread make, on any device.
+
+    What a step needs beside weights, without the work space inside kernels. Unlike the memory of a process it is the same
+    every time, and grows with the batch as a GPU's does.
+    """
+    held = Held()
+    with _Watcher(held):
+        yield held
 
 
 def peak_memory_gib(device: str | torch.device) -> float:
