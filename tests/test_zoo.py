@@ -133,8 +133,8 @@ def test_where_is_a_cell(name):
         for axis in range(3):
             if encoder.extent.mode == "slices" and axis == 0:
                 continue  # one slice at a time: there is no other cell
-            vit = card.architecture == "flexible-vit"  # takes whole patches
-            shape = tuple((544 + (not vit) if a == axis else level.stride[a] if vit else 1) for a in range(3))
+            whole = card.architecture in ("flexible-vit", "suprem-unet")  # takes whole patches or pools
+            shape = tuple((544 + (not whole) if a == axis else level.stride[a] if whole else 1) for a in range(3))
             cell = tuple(272 // level.stride[axis] if a == axis else 0 for a in range(3))
             found = cell_centre(maps, level, cell, shape)
             assert found[axis] == pytest.approx(level.stride[axis] * cell[axis] + level.offset[axis], abs=0.01)

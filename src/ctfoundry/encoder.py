@@ -56,6 +56,9 @@ class Card:
     training: Mapping[str, Any] = field(default_factory=dict)
     tested_on: tuple[str, ...] = ()
     not_tested_on: tuple[str, ...] = ()
+    source: Mapping[str, Any] = field(default_factory=dict)
+    golden: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class Backbone(Protocol):
@@ -210,9 +213,19 @@ class Encoder:
         return table[name]
 
     def raw(self, x: Float[Tensor, "b c d h w"], levels: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Maps and token vectors of a batch, differentiable, without preparation or extent: for decoders and probes."""
+        """Maps and token vectors of a batch, differentiable, without preparation: for decoders, windows and probes.
+
+        An encoder of slices sees each slice of the batch alone: maps are stacked again, vectors are means over the slices.
+        """
         backbone: Any = self.network
-        return backbone.features(x, tuple(levels))
+        b, _, d, _, _ = x.shape
+        if self.extent.mode != "slices" or d == 1:
+            return backbone.features(x, tuple(levels))
+        maps, tokens = backbone.features(x.transpose(1, 2).flatten(0, 1)[:, :, None], tuple(levels))
+        return (
+            {name: data[:, :, 0].unflatten(0, (b, d)).transpose(1, 2) for name, data in maps.items()},
+            {name: rows.unflatten(0, (b, d)).mean(1) for name, rows in tokens.items()},
+        )
 
     def prepare(self, volume: Volume) -> Prepared:
         """The volume as this encoder's input, on its device."""

@@ -374,12 +374,20 @@ PREPARATIONS: dict[str, Preparation] = {
             intensity=_Z,
             sizing=Sizing(multiple=(8, 8, 8), pad="min"),
         ),
+        Preparation(
+            "suprem",
+            1,
+            resampling=Resampling(orientation="RAS", spacing=(1.5, 1.5, 1.5)),
+            intensity=Intensity(clip=(-175.0, 250.0)),
+            sizing=Sizing(multiple=(8, 8, 8)),
+        ),
     )
 }
 """The published preparations by name (reference: ct-fm.md section 2, flexict.md section 2.2).
 
 ``ct-fm`` is that of pretraining and search, ``ct-fm-1.5mm`` that of whole-body segmentation, ``ct-fm-native`` that of the
-public feature extractor's card. FlexiCT's loaders do not fix an orientation; ours use SPL, the array order that an axial
+public feature extractor's card, ``suprem`` that of SuPreM's training (ct-fm.md 3.5; CT-FM's papers evaluate it with
+-1024..2048 HU instead). FlexiCT's loaders do not fix an orientation; ours use SPL, the array order that an axial
 DICOM series has there.
 """
 

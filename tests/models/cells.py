@@ -30,6 +30,10 @@ def linearised(network: nn.Module) -> nn.Module:
         for name, child in module.named_children():
             if isinstance(child, Block):
                 setattr(module, name, Pass())
+            if isinstance(
+                child, nn.MaxPool3d
+            ):  # which of its voxels is largest is not geometry; on average it is their centre
+                setattr(module, name, nn.AvgPool3d(child.kernel_size, child.stride, child.padding))
             if isinstance(child, nn.ReLU | nn.GELU | nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm):
                 setattr(module, name, nn.Identity())
         if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):

@@ -34,14 +34,61 @@ def zoo_show(model: Annotated[str, typer.Argument(help="name of the zoo, run fol
     path = Path(model)
     if model not in zoo.CARDS and not path.exists():
         raise UsageError(f"{model!r} is neither a model of the zoo nor a file or folder; {nearest(model, zoo.CARDS)}")
-    card = zoo.CARDS[model] if model in zoo.CARDS else read_card(path / "model.safetensors" if path.is_dir() else path)
+    card = zoo.CARDS[model] if model in zoo.CARDS else read_card(zoo.model_file(path))
     show(to_data(card))
 
 
 @verb(zoo_app, "verify")
 def zoo_verify(model: Annotated[Path, typer.Argument(help="run folder or .safetensors")]) -> None:
-    """Load a model strictly: keys, shapes, finite values, SHA-256."""
+    """Load a model strictly: keys, shapes, finite values, SHA-256, golden values; and whether its weights look trained."""
     from ctfoundry import zoo
 
-    found = zoo.verify_model(model / "model.safetensors" if model.is_dir() else model)
+    found = zoo.verify_model(zoo.model_file(model))
     show(found, lambda: print_table(("what", "value"), list(found.items())))
+
+
+@verb(zoo_app, "convert")
+def zoo_convert(
+    source: Annotated[str, typer.Argument(help="hub folder, weight file, or hf://owner/name[@revision][/file]")],
+    out: Annotated[Path, typer.Argument(help="folder (NAME.safetensors is made in it) or .safetensors file")],
+    name: Annotated[str | None, typer.Option("--as", help="name of the zoo; default: what the keys say")] = None,
+    preparation: Annotated[str | None, typer.Option(help="another preparation than the zoo's for this name")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="overwrite a model of another source")] = False,
+) -> None:
+    """A public checkpoint as a model file and its card, strictly and without executing anything in it."""
+    from ctfoundry import zoo
+    from ctfoundry.cli.common import say
+    from ctfoundry.record import Record
+
+    command = ("zoo", "convert", "SRC", "OUT", *(("--as", name) if name else ()))
+    record = Record(command=(*command, *(("--preparation", preparation) if preparation else ())))
+    done = zoo.convert(source, out, name=name, preparation=preparation, replace_other=replace)
+    card = done.card
+    for look in done.looks:
+        say(f"warning: {look}")
+    if not done.skipped and out.suffix != ".safetensors":
+        record.inputs = {f"SRC/{file}": digest for file, digest in card.source["files"].items()}
+        record.write(out, [done.path.name, done.path.with_suffix(".json").name])
+    data = {
+        "name": card.name,
+        "model": str(done.path),
+        "skipped": done.skipped,
+        "architecture": card.architecture,
+        "preparation": card.preparation.name,
+        "weights": card.weights,
+        "sha256": card.sha256,
+        "dropped": dict(done.dropped),
+        "types": dict(done.types),
+        "looks": list(done.looks),
+        "notes": list(card.notes),
+    }
+    rows = [(key, _words(value)) for key, value in data.items()]
+    show(data, lambda: print_table(("what", "value"), rows))
+
+
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {count}" for key, count in value.items()) or "nothing"
+    if isinstance(value, list):
+        return "; ".join(value) or "nothing to say"
+    return "already there, from the same source" if value is True else "no" if value is False else str(value)

@@ -20,7 +20,7 @@ def initialise(network: Network, key: Key) -> Network:
     """Draw all weights of `network` anew, in place, and return it.
 
     The distributions are torch's own defaults, which MONAI leaves alone: convolutions and linear layers, weight and bias,
-    uniform in ±1/sqrt(fan_in) (He et al. 2015 with a = sqrt(5)); batch norm 1 and 0, running statistics 0 and 1. Each layer has its
+    uniform in ±1/sqrt(fan_in) (He et al. 2015 with a = sqrt(5)); batch and group norm 1 and 0, running statistics 0 and 1. Each layer has its
     own generator, seeded by ``key(name of the layer)``, so neither the global generator nor the order of layers matters.
 
     Raises TypeError for a layer with weights that it does not know.
@@ -33,7 +33,7 @@ def initialise(network: Network, key: Key) -> Network:
                 if parameter is not None:
                     # drawn on the CPU in float32, so that a network is the same on every device and in every precision
                     parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
-        elif isinstance(module, _BatchNorm):
+        elif isinstance(module, _BatchNorm | nn.GroupNorm):
             module.reset_parameters()
         elif next(module.parameters(recurse=False), None) is not None:
             raise TypeError(f"no rule to initialise {type(module).__name__} ({name or 'the network itself'})")

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from ctfoundry.zoo.files import load_model, save_model, verify_model
+from ctfoundry.zoo.convert import Converted, convert
+from ctfoundry.zoo.files import load_model, model_file, save_model, verify_model
+from ctfoundry.zoo.looks import looks
 from ctfoundry.zoo.models import CARDS, build, load_encoder
 
-__all__ = ["CARDS", "build", "load_encoder", "load_model", "save_model", "verify_model"]
+__all__ = [
+    "CARDS",
+    "Converted",
+    "build",
+    "convert",
+    "load_encoder",
+    "load_model",
+    "looks",
+    "model_file",
+    "save_model",
+    "verify_model",
+]

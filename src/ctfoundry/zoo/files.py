@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from ctfoundry.encoder import Card, Encoder
 from ctfoundry.errors import WeightsError
 from ctfoundry.settings import from_data, to_data
 from ctfoundry.zoo import models
+from ctfoundry.zoo.headers import check_size, read_json, read_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,10 +38,7 @@ def read_card(path: Path) -> Card:
         raise WeightsError(
             "has no card beside it", where=path, do=f"put {beside.name} there; weights never travel without it"
         )
-    try:
-        return from_data(Card, json.loads(beside.read_text()), str(beside))
-    except json.JSONDecodeError as error:
-        raise WeightsError(f"is not JSON: {error}", where=beside) from error
+    return from_data(Card, read_json(beside), str(beside))
 
 
 def load_model(path: Path, *, device: torch.device | str = "cpu") -> Encoder:
@@ -51,7 +48,7 @@ def load_model(path: Path, *, device: torch.device | str = "cpu") -> Encoder:
             "no weights there", where=path, do="is the run finished? `ctfoundry pretrain` writes them at its end"
         )
     card = read_card(path)
-    network = models.build(card)
+    network = models.empty(card)
     digest = load_weights(network, path)
     if card.sha256 != digest:
         raise WeightsError(
@@ -62,36 +59,43 @@ def load_model(path: Path, *, device: torch.device | str = "cpu") -> Encoder:
 
 def load_weights(network: torch.nn.Module, path: Path) -> str:
     """Load a safetensors file strictly and return its SHA-256; raises WeightsError that lists every kind of misfit."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise WeightsError("no such file", where=path)
-    try:
-        state = load_file(path)
-    except SafetensorError as error:
-        raise WeightsError(f"is no whole safetensors file: {error}", where=path) from error
+    check_size(path)
+    state = read_safetensors(path)
     check_state(network.state_dict(), state, path)
     network.load_state_dict(state)
     return files.sha256(path)
 
 
-def check_state(expected: dict[str, Tensor], found: dict[str, Tensor], where: Path) -> None:
-    """Raise WeightsError unless both hold the same names, shapes and finite values."""
+def check_state(expected: dict[str, Tensor], found: dict[str, Tensor], where: Path, *, types: bool = True) -> None:
+    """Raise WeightsError unless both hold the same names, shapes, number types (unless `types` is False) and finite values."""
     missing = sorted(expected.keys() - found.keys())
     unexpected = sorted(found.keys() - expected.keys())
+    common = [name for name in expected if name in found]
     shapes = [
-        f"{name} is {tuple(found[name].shape)}, not {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in found and found[name].shape != value.shape
+        f"{name} is {tuple(found[name].shape)}, not {tuple(expected[name].shape)}"
+        for name in common
+        if found[name].shape != expected[name].shape
     ]
-    broken = [name for name, value in found.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    kinds = [
+        f"{name} is {found[name].dtype}, not {expected[name].dtype}"
+        for name in common
+        if types and found[name].dtype != expected[name].dtype
+    ]
+    # only where the shape is right: a file may claim a shape that no memory holds
+    broken = [
+        name
+        for name in common
+        if found[name].shape == expected[name].shape
+        and found[name].is_floating_point()
+        and not bool(found[name].isfinite().all())
+    ]
     problems = [
         f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
         for what, names in (
             ("missing", missing),
             ("unexpected", unexpected),
             ("of another shape", shapes),
+            ("of another type", kinds),
             ("not finite", broken),
         )
         if names
@@ -101,12 +105,38 @@ def check_state(expected: dict[str, Tensor], found: dict[str, Tensor], where: Pa
 
 
 def verify_model(path: Path) -> dict[str, str | int]:
-    """Load a model strictly and say what it is."""
+    """Load a model strictly, compare it with its golden values, and say what it is and how its weights look."""
+    from ctfoundry.zoo.golden import check_golden
+    from ctfoundry.zoo.looks import looks
+
     encoder = load_model(path)
-    count = sum(p.numel() for p in encoder.network.parameters())
+    card = encoder.card
+    worst = check_golden(encoder)
+    fresh = looks(encoder.network.state_dict())
     return {
-        "name": encoder.card.name,
-        "architecture": encoder.card.architecture,
-        "parameters": count,
-        "sha256": encoder.card.sha256,
+        "name": card.name,
+        "architecture": card.architecture,
+        "preparation": card.preparation.name,
+        "parameters": sum(p.numel() for p in encoder.network.parameters()),
+        "sha256": card.sha256,
+        "weights": card.weights,
+        "looks": "; ".join(map(str, fresh)) or "trained",
+        "golden": "none in the card"
+        if worst is None
+        else f"met to {worst:.2g} of {card.golden['tolerance']:.2g} allowed",
     }
+
+
+def model_file(place: Path) -> Path:
+    """The weight file of a run folder (``model.safetensors``), of a folder with one model, or the file itself."""
+    if not place.is_dir():
+        return place
+    usual = place / "model.safetensors"
+    there = [path for path in sorted(place.glob("*.safetensors")) if path.with_suffix(".json").is_file()]
+    if usual.is_file() or not there:
+        return usual
+    if len(there) > 1:
+        raise WeightsError(
+            f"has {len(there)} models: {', '.join(p.name for p in there[:5])}", where=place, do="name one"
+        )
+    return there[0]

@@ -32,19 +32,34 @@ def _ct_fm(name: str, filters: int, preparation: str) -> Card:
     )
 
 
-def _flexict(name: str, extent: Extent, **arguments: Any) -> Card:
+def _flexict(name: str, extent: Extent, *, preparation: str = "", vector: str = "cls", **arguments: Any) -> Card:
     blocks = 16 if arguments["size"] == "base" else arguments["size"][1]
     return Card(
         name=name,
         kind="encoder",
         architecture="flexible-vit",
         arguments=arguments,
-        preparation=PREPARATIONS[name],
+        preparation=PREPARATIONS[preparation or name],
         extent=extent,
         level=f"block{blocks - 1}",
-        vector="cls",
+        vector=vector,
         weights="random",
         origin="arXiv 2605.21906",
+    )
+
+
+def _suprem(name: str, level: str, **arguments: Any) -> Card:
+    return Card(
+        name=name,
+        kind="encoder",
+        architecture=name,
+        arguments={"in_channels": 1, **arguments},
+        preparation=PREPARATIONS["suprem"],
+        extent=Extent("windows", (96, 96, 96), 0.25),
+        level=level,
+        vector="mean",
+        weights="random",
+        origin="SuPreM, ICLR 2024",
     )
 
 
@@ -54,43 +69,94 @@ CARDS: dict[str, Card] = {
         _ct_fm("ct-fm", 32, "ct-fm"),
         _ct_fm("ct-fm-small", 16, "ct-fm"),
         _ct_fm("ct-fm-tiny", 8, "ct-fm-tiny"),
+        # The encoder of the whole-body segmentation model: the same network, fine-tuned on scans of 1.5 mm.
+        _ct_fm("ct-fm-whole-body", 32, "ct-fm-1.5mm"),
         # The published weights were trained with rotary tables in bfloat16, so their networks keep them.
         _flexict("flexict-2d", Extent("slices"), axes=2, patch=8, size="base", rotary="bfloat16"),
         _flexict("flexict-3d", Extent("cube", (160, 160, 160)), axes=3, patch=8, size="base", rotary="bfloat16"),
+        # The eyes of the vision-language model; it projects the CLS token and the mean of the patches.
+        _flexict(
+            "flexict-vlm",
+            Extent("cube", (160, 160, 160)),
+            preparation="flexict-3d",
+            vector="cls+mean",
+            axes=3,
+            patch=8,
+            size="base",
+            rotary="bfloat16",
+        ),
         _flexict("flexict-tiny", Extent("whole"), axes=3, patch=8, size=[144, 4, 2], rotary="float32"),
+        # Corrected: the published norm takes the statistics of its batch, in eval mode too (norm="batch").
+        _suprem("suprem-unet", "down_tr512", filters=32, norm="running"),
+        _suprem("suprem-segresnet", "stage3", filters=16, blocks=[1, 2, 2, 4]),
     )
 }
 """The zoo: architecture, preparation and extent by name. No weights are shipped."""
 
 
-def _segresnet(arguments: dict[str, Any], key: Key) -> torch.nn.Module:
+def _segresnet(arguments: dict[str, Any], key: Key | None) -> torch.nn.Module:
     from ctfoundry.models.initialisation import initialise
     from ctfoundry.models.segresnet import SegResNetEncoder
 
-    return initialise(SegResNetEncoder(**arguments), key)
+    network = SegResNetEncoder(**arguments)
+    return network if key is None else initialise(network, key)
 
 
-def _flexible_vit(arguments: dict[str, Any], key: Key) -> torch.nn.Module:
+def _flexible_vit(arguments: dict[str, Any], key: Key | None) -> torch.nn.Module:
     from ctfoundry.models.vit import FlexibleViT
 
-    return FlexibleViT(**arguments).initialise(key)
+    network = FlexibleViT(**arguments)
+    return network if key is None else network.initialise(key)
 
 
-ARCHITECTURES: dict[str, Callable[[dict[str, Any], Key], torch.nn.Module]] = {
+def _suprem_unet(arguments: dict[str, Any], key: Key | None) -> torch.nn.Module:
+    from ctfoundry.models.initialisation import initialise
+    from ctfoundry.models.suprem import SuPreMEncoder
+
+    network = SuPreMEncoder(**arguments)
+    return network if key is None else initialise(network, key)
+
+
+def _suprem_segresnet(arguments: dict[str, Any], key: Key | None) -> torch.nn.Module:
+    from ctfoundry.models.initialisation import initialise
+    from ctfoundry.models.suprem import SuPreMSegResNetEncoder
+
+    network = SuPreMSegResNetEncoder(**arguments)
+    return network if key is None else initialise(network, key)
+
+
+ARCHITECTURES: dict[str, Callable[[dict[str, Any], Key | None], torch.nn.Module]] = {
     "segresnet-encoder": _segresnet,
     "flexible-vit": _flexible_vit,
+    "suprem-unet": _suprem_unet,
+    "suprem-segresnet": _suprem_segresnet,
 }
-"""What a card may name: the network of some arguments, its weights drawn from a key."""
+"""What a card may name: the network of some arguments, its weights drawn from a key, or left alone without one."""
 
 
 def build(card: Card) -> torch.nn.Module:
     """The network that a card describes, with random weights drawn from the card's seed (0 when it has none)."""
+    return _made(card, Key.of("initialise", card.seed or 0))
+
+
+def empty(card: Card, *, device: str = "cpu") -> torch.nn.Module:
+    """The network that a card describes, its weights not drawn but whatever the memory holds: to be loaded, or on ``meta`` for shapes."""
+    with torch.device("meta"):
+        network = _made(card, None)
+    kept = network.state_dict()
+    lost = [name for name, _ in network.named_buffers() if name not in kept]
+    if lost:
+        raise WeightsError(f"{card.architecture} has buffers that no file holds: {', '.join(lost[:3])}")
+    return network if device == "meta" else network.to_empty(device=device)
+
+
+def _made(card: Card, key: Key | None) -> torch.nn.Module:
     if card.architecture not in ARCHITECTURES:
         raise WeightsError(
             f"card {card.name!r} names the unknown architecture {card.architecture!r}; known: {', '.join(ARCHITECTURES)}"
         )
     try:
-        return ARCHITECTURES[card.architecture](dict(card.arguments), Key.of("initialise", card.seed or 0))
+        return ARCHITECTURES[card.architecture](dict(card.arguments), key)
     except TypeError as error:
         raise WeightsError(f"card {card.name!r}: {error}") from error
 
@@ -118,14 +184,19 @@ def load_encoder(
 
     Parameters
     ----------
-    model : a name of the zoo, a run folder, or a ``.safetensors`` file with its card beside it.
-    weights : for a name of the zoo, the ``.safetensors`` file to load, or ``"random"``; random weights come only when asked.
+    model : a name of the zoo, a run folder, a ``.safetensors`` file with its card beside it, or ``hf://owner/name[@revision][/file]``,
+        which is converted into our cache once and loaded from there.
+    weights : for a name of the zoo, the ``.safetensors`` file to load, a hub name, or ``"random"``; random weights come only when asked.
     device : ``auto``, ``cpu`` or ``cuda[:i]``.
     seed : of random weights.
     """
-    from ctfoundry.zoo.files import load_model, load_weights
+    from ctfoundry.zoo import hub
+    from ctfoundry.zoo.convert import load_from_hub
+    from ctfoundry.zoo.files import load_model, load_weights, model_file, read_card
 
     place = device_of(device)
+    if hub.is_hub(model) and weights is None:
+        return load_from_hub(str(model), device=place)
     if str(model) in CARDS:
         card = CARDS[str(model)]
         if weights is None:
@@ -136,7 +207,16 @@ def load_encoder(
         if weights == "random":
             card = replace(card, seed=seed)
             return Encoder.of(build(card).to(place), card)
-        network = build(card)
+        if hub.is_hub(weights):
+            return load_from_hub(str(weights), model=card.name, device=place)
+        beside = Path(weights).with_suffix(".json")
+        if beside.is_file() and (own := read_card(Path(weights))).preparation != card.preparation:
+            raise WeightsError(
+                f"its card says preparation {own.preparation.name!r}, {card.name} has {card.preparation.name!r}",
+                where=weights,
+                do="give the file itself as the model",
+            )
+        network = empty(card)
         digest = load_weights(network, Path(weights))
         return Encoder.of(network.to(place), replace(card, weights="trained", sha256=digest))
     path = Path(model)
@@ -148,4 +228,4 @@ def load_encoder(
         raise UsageError(
             f"{model}: a run or weight file brings its own weights; weights={weights!r} has no meaning here"
         )
-    return load_model(path / "model.safetensors" if path.is_dir() else path, device=place)
+    return load_model(model_file(path), device=place)
