@@ -27,7 +27,7 @@ from ctfoundry.geometry import Vec3
 from ctfoundry.infer import passes
 from ctfoundry.infer.passes import Extent
 from ctfoundry.keys import Key
-from ctfoundry.models.decoders import LightDecoder
+from ctfoundry.models.decoders import LightDecoder, crop_cells
 from ctfoundry.models.initialisation import initialise
 from ctfoundry.models.levels import Level
 from ctfoundry.stats import Interval
@@ -57,11 +57,11 @@ class ProbeSettings:
     decoder: Literal["light", "linear"] = "light"
     width: int = 16
     steps: int = 150
-    batch: int = 2
-    rate: float = 1e-2
+    batch: int = 4
+    rate: float = 3e-2
     weight_decay: float = 1e-4
-    patch: Vec3 = (16, 48, 48)
-    crops: int = 12
+    patch: Vec3 = (16, 32, 32)
+    crops: int = 24
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -225,7 +225,8 @@ def _checked(
 ) -> tuple[tuple[str, ...], list[str]]:
     if not len(train) or not len(validation):
         raise UsageError(f"a probe needs training and validation scans, not {len(train)} and {len(validation)}")
-    wanted, warnings = preparation_digest(encoder.preparation), []
+    wanted = preparation_digest(encoder.preparation)
+    warnings: list[str] = []
     names = train[0].classes
     patients: dict[str, set[str]] = {"train": set(), "validation": set()}
     for part, cases in (("train", train), ("validation", validation)):
@@ -278,7 +279,7 @@ def encoder_maps(
 
 @dataclass(frozen=True, eq=False)
 class FeatureCrop:
-    """A crop of an encoder's maps with its labels: cells count from the crop's first voxel, one more at the end where strided."""
+    """A crop of an encoder's maps (`crop_cells`) with its labels."""
 
     maps: dict[str, Float[Tensor, "c d h w"]]
     labels: UInt8[Tensor, "d h w"]
@@ -299,18 +300,19 @@ def feature_crops(
         for i in range(settings.crops):
             key = Key.of("probe", settings.seed, "crop", number, i)
             start = draw_crop(key, places, case.shape, patch, multiple)
-            cells = {level.name: _cells(maps[level.name], level, start, patch) for level in levels}
+            cells = {
+                level.name: _repeated(crop_cells(maps[level.name], level, start, patch), level, patch)
+                for level in levels
+            }
             found.append(FeatureCrop(cells, cut(case, start, patch)[1]))
     return found
 
 
-def _cells(data: Float[Tensor, "c d h w"], level: Level, start: Vec3, patch: Vec3) -> Float[Tensor, "c d2 h2 w2"]:
-    """The cells of a crop, and the next one where there is a stride; beyond the map its border cells are repeated."""
-    for axis, (s, n, stride) in enumerate(zip(start, patch, level.stride, strict=True), 1):
-        count = n // stride + (stride > 1)
-        index = (s // stride + torch.arange(count, device=data.device)).clamp_max(data.shape[axis] - 1)
-        data = data.index_select(axis, index)
-    return data.contiguous()
+def _repeated(data: Float[Tensor, "c d h w"], level: Level, patch: Vec3) -> Float[Tensor, "c d2 h2 w2"]:
+    """A copy of a crop's cells with the far border repeated, so that all crops are of one size."""
+    full = [n // s + (s > 1) + (o > 0) for n, s, o in zip(patch, level.stride, level.offset, strict=True)]
+    grow = [v for have, want in zip(reversed(data.shape[1:]), reversed(full), strict=True) for v in (0, want - have)]
+    return torch.nn.functional.pad(data[None], grow, mode="replicate")[0].clone()
 
 
 def _moments(crops: Sequence[FeatureCrop], level: str) -> tuple[Tensor, Tensor]:
@@ -364,7 +366,7 @@ class DecoderTask:
         """Dice and cross-entropy."""
         maps, target = batch
         d, h, w = target.shape[1:]
-        return {"loss": dice_cross_entropy(self.modules["decoder"](maps, (d, h, w)), target)}
+        return {"loss": dice_cross_entropy(self.modules["decoder"](maps, (d, h, w), crop=True), target)}
 
     def measures(self) -> dict[str, float]:
         """None."""
