@@ -11,10 +11,10 @@ from ctfoundry.train.monitor import CollapseRule, CollapseWatch, Meters, Metrics
 def test_collapse_is_announced_once_after_patience_and_so_is_its_end() -> None:
     watch = CollapseWatch(CollapseRule(gap=0.02, rank_share=0.1, patience=3))
     bad, good = {"positive": 0.999, "negative": 0.998}, {"positive": 0.9, "negative": 0.2}
-    said = [watch.see(row) for row in (bad, bad, good, bad, bad, bad, bad, good)]
-    assert [len(s) for s in said] == [0, 0, 0, 0, 0, 1, 0, 1]
+    said = [watch.see(row) for row in (bad, bad, good, bad, bad, bad, bad, good, bad, good, good, good, good)]
+    assert [len(s) for s in said] == [0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0]
     assert said[5][0].startswith("collapse (gap): views of one crop are only 0.001 more alike")
-    assert said[7][0].startswith("recovered (gap)")
+    assert said[11][0].startswith("recovered (gap)")
 
 
 def test_low_rank_counts_as_collapse() -> None:
@@ -30,10 +30,13 @@ def test_lost_directions_are_a_collapse_where_a_slow_start_is_none() -> None:
     fallen, slow = CollapseWatch(CollapseRule(patience=2)), CollapseWatch(CollapseRule(patience=2))
     said = [
         [watch.see({"rank": rank, "rank_of": 16.0, "positive": 0.5, "negative": 0.3}) for rank in ranks]
-        for watch, ranks in ((fallen, (12.0, 7.0, 2.0, 2.0, 2.0, 8.0)), (slow, (2.3, 1.9, 2.0, 2.0, 2.0, 2.1)))
+        for watch, ranks in (
+            (fallen, (12.0, 7.0, 2.0, 2.0, 2.0, 8.0, 8.0)),
+            (slow, (2.3, 1.9, 2.0, 2.0, 2.0, 2.1, 2.0)),
+        )
     ]
-    assert said[0][3] == ["collapse (fall): effective rank has fallen from 12.0 to 2.0 (below 2.6) for 2 log steps"]
-    assert said[0][5] == ["recovered (fall): no longer below 2.65"]
+    assert said[0][3] == ["collapse (fall): effective rank has fallen from 12.0 to 2.0 (below 3.2) for 2 log steps"]
+    assert said[0][6] == ["recovered (fall): not below 3.2 for 2 log steps"]
     assert not any(said[1])
 
 

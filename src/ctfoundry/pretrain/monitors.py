@@ -131,7 +131,7 @@ def measures(vectors: Float[Tensor, "b m 2 k"], z: Float[Tensor, "b m 2 c"]) -> 
     for prefix, x in (("", z), ("vector_", vectors)):
         _check(x)
         x = _few(x.detach())
-        values = {
+        values: dict[str, Tensor | float] = {
             "rank": effective_rank(x),
             "rank_of": min(x.shape[:-1].numel(), x.shape[-1]),
             "centred_rank": effective_rank(x, centred=True),

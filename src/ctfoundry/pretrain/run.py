@@ -14,6 +14,7 @@ from ctfoundry.errors import UsageError
 from ctfoundry.infer.passes import Extent
 from ctfoundry.pretrain.recipe import Recipe
 from ctfoundry.pretrain.recipe_files import load_recipe
+from ctfoundry.pretrain.report import device_name, keep_report
 from ctfoundry.record import Record
 from ctfoundry.settings import to_data, with_changes
 from ctfoundry.store import Entry, Store, open_store
@@ -82,7 +83,8 @@ def pretrain(
     """Pretrain an encoder on the scans of a store; continues the run that it finds in `run`.
 
     Writes ``recipe.json`` (with the changes), ``metrics.jsonl``, ``checkpoints/``, and at its end ``model.safetensors`` with its
-    card ``model.json``, which `ctfoundry.zoo.load_encoder(run)` loads, and ``run.json``.
+    card ``model.json``, which `ctfoundry.zoo.load_encoder(run)` loads, and ``run.json``; at each checkpoint and at the end
+    ``report.html`` (`ctfoundry.pretrain.report`).
 
     Parameters
     ----------
@@ -131,6 +133,7 @@ def _pretrain(
         device=place,
         quiet=quiet,
         title=chosen.name,
+        at=(chosen.train.checkpoint_every, lambda _: keep_report(run, device=device_name(place))),
     )
     seen = {entry.patient for entry in source.entries}
     done = RunSummary(run, run / "model.safetensors", chosen.name, len(source.entries), len(seen), str(place), summary)
@@ -142,6 +145,7 @@ def _pretrain(
     record.inputs = {"recipe": files.digest(to_data(chosen)), "scans": files.digest([e.id for e in source.entries])}
     record.results = {"scans": done.scans, "patients": done.patients, **asdict(summary)}
     record.write(run, ["recipe.json", "metrics.jsonl", "model.safetensors", "model.json"])
+    keep_report(run, device=device_name(place))
     return done
 
 

@@ -74,12 +74,18 @@ def lines(
     title: str = "",
     log_y: bool = False,
     reference: float | None = None,
+    bands: Mapping[str, tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]] | None = None,
+    marks: Sequence[tuple[float, float, str]] = (),
     height: float = 2.7,
 ) -> Svg:
     """One line for each name -> (x, y); values that are not finite leave a gap.
 
-    `reference` draws a thin horizontal line, for chance or a baseline. `height` is in inches of 96 CSS pixels.
+    `reference` draws a thin horizontal line, for chance or a baseline. `bands` shade the space from low to high about the line of
+    the same name (an interval at each x); `marks` are dots (x, y, label). `height` is in inches of 96 CSS pixels.
     """
+    bands = bands or {}
+    if set(bands) - set(series):
+        raise UsageError(f"bands of lines that are not there: {sorted(set(bands) - set(series))}")
     with _figure(height) as (figure, axes):
         for n, (name, (x, y)) in enumerate(series.items()):
             if len(x) != len(y):
@@ -89,6 +95,12 @@ def lines(
                 "linestyle": _DASHES[n % 6] if len(series) > 1 else "-",
             }
             axes.plot(np.asarray(x, float), np.asarray(y, float), linewidth=1.6, label=visible(name), **style)
+            if name in bands:
+                low, high = (np.asarray(bound, float) for bound in bands[name])
+                axes.fill_between(np.asarray(x, float), low, high, color=SERIES[n % 6], alpha=0.18, linewidth=0)
+        for across, up, label in marks:
+            axes.plot([across], [up], marker="o", markersize=5, color=_INK, linestyle="none")
+            axes.annotate(visible(label), (across, up), xytext=(0, 7), textcoords="offset points", ha="center", color=_INK)
         if log_y:
             axes.set_yscale("log")
             _plain_log(axes)
@@ -99,7 +111,8 @@ def lines(
         axes.margins(x=0.01)
         if len(series) > 1:
             _legend(axes, len(series), bool(title))
-        return _svg(figure, ("lines", {k: [list(map(float, v)) for v in xy] for k, xy in series.items()}, title))
+        drawn = [{k: [list(map(float, v)) for v in both] for k, both in data.items()} for data in (series, bands)]
+        return _svg(figure, ("lines", drawn[0], title, *([drawn[1]] if bands else []), *marks))
 
 
 def intervals(
