@@ -114,6 +114,7 @@ import contextlib, json, os, signal, socket, sys, time
 from datetime import timedelta
 from pathlib import Path
 import torch
+import torch._dynamo  # here, because the first step would, in each process
 import torch.distributed as dist
 torch.set_num_threads(1)
 from ctfoundry import parallel
@@ -134,7 +135,7 @@ def child(how, rank, port, folder):
         try:
             with parallel.joined("cpu", timeout=60):
                 if how == "stop":  # after the start, which may take its time on a busy machine
-                    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=3), dist.group.WORLD)
+                    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=2), dist.group.WORLD)
                 fit(Failing(), ToySource(), settings(batch=4, checkpoint_every=1), folder, quiet=True)
         except (CTFoundryError, ValueError) as error:
             print(type(error).__name__, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -28,9 +29,11 @@ class Forward:
     def __init__(self, task: Task, place: torch.device) -> None:
         self.module: nn.Module = _Losses(task)
         if parallel.size() > 1:
-            # our batch norm keeps running statistics equal by itself
+            # our batch norm keeps running statistics equal by itself; torch 2.13 has renamed how to say so
+            known = inspect.signature(DistributedDataParallel).parameters
+            name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
             self.module = DistributedDataParallel(
-                self.module, device_ids=[place] if place.type == "cuda" else None, broadcast_buffers=False
+                self.module, device_ids=[place] if place.type == "cuda" else None, **{name: False}
             )
 
     def __call__(self, batch: Any, step: int) -> dict[str, Tensor]:
