@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ctfoundry.cli.common import Seed, app, print_table, say, show, verb
+from ctfoundry.cli.common import Device, Seed, app, print_table, say, show, verb
 
 evaluate_app = typer.Typer(help="Measure, beside trivial methods.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(evaluate_app, name="evaluate")
@@ -33,3 +34,39 @@ def difficulty(
         print_table(columns, [[row.line()[c] for c in columns] for row in rows])
 
     show({"results": results, "seed": seed, "voxel_mm": None if data else voxel}, table)
+
+
+@verb(evaluate_app, "ablation")
+def ablation(
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="folder for phantoms, runs and results; continued when it is there")
+    ],
+    data: Annotated[Path | None, typer.Option(help="real scans beside the phantoms")] = None,
+    patients: Annotated[Path | None, typer.Option(help="CSV: path (relative to --data), patient")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="of the table in docs/recipes.md; default: all")] = None,
+    phantoms: Annotated[int, typer.Option(help="patients to make; a third is held out", min=12)] = 36,
+    forwards: Annotated[
+        int, typer.Option(help="crops of 16x64x64 voxels that go through the encoder in a run", min=1)
+    ] = 3600,
+    seeds: Annotated[int, typer.Option(help="runs of each arm", min=1)] = 3,
+    jobs: Annotated[int, typer.Option(help="encoders made at a time", min=1)] = 2,
+    device: Device = "cpu",
+) -> None:
+    """CT-FM's objectives and crop counts, redone small: equal voxels, several seeds, patients that no arm saw."""
+    from ctfoundry.evaluate.ablation import Plan
+    from ctfoundry.evaluate.ablation import ablation as run
+    from ctfoundry.evaluate.ablation_report import tables, write_results
+    from ctfoundry.record import Record
+
+    plan = Plan(phantoms=phantoms, forwards=forwards, seeds=seeds)
+    record = Record(["evaluate", "ablation", f"--forwards {forwards}", f"--seeds {seeds}"], {"seeds": seeds}, device)
+    results = run(out, data=data, patients=patients, plan=plan, arms=arm or (), jobs=jobs, device=device, say=say)
+    summary = write_results(out, results, plan)
+    record.write(out, ["ablation.json", "ablation.md", "report.html"])
+
+    def table() -> None:
+        for part in tables(summary):
+            say(part.caption)
+            print_table(part.headers, part.rows)
+
+    show(json.loads((out / "ablation.json").read_text()), table)

@@ -29,6 +29,7 @@ from ctfoundry.preparation import PREPARATIONS
 from ctfoundry.settings import nearest, to_data, with_changes
 
 if TYPE_CHECKING:
+    from ctfoundry.adapt.probe import Scores
     from ctfoundry.encoder import Encoder
     from ctfoundry.pretrain.recipe import Recipe
 
@@ -184,13 +185,13 @@ def prepare(
         real_held = [s for s in real.scans if s.patient in real_split.held_out][:MOST_REAL]
     fill_store(out / "store", [*_apart("phantom", train), *_apart("real", real_train)], spacing, say)
     fill_store(out / "held-out", _apart("real", real_held), spacing, say)
+    assert {folder[s.id] for s in (*train, *held)} <= set(names)
     table = {
         "train": sorted(folder[s.id] for s in train),
         "held_out": sorted(folder[s.id] for s in held),
         "real_train": len({s.patient for s in real_train}),
         "real_held_out": sorted(s.id for s in real_held),
     }
-    assert set(table["train"]) | set(table["held_out"]) <= set(names)
     files.write_json(out / "patients.json", table)
 
 
@@ -285,8 +286,8 @@ def _dice(encoder: Encoder, out: Path, known: Mapping[str, Any], plan: Plan, see
     scans = {scan.id: scan for scan in data.scans}
     train = few([scans[name] for name in known["train"]], plan.shots, seed=seed)
     held = [scans[name] for name in known["held_out"]]
-    made = [Cases(part, encoder.preparation, classes, cache=out / "prepared") for part in (train, held)]
-    result = probe_segmentation(encoder, *made, ProbeSettings(seed=seed))
+    learn, score = (Cases(part, encoder.preparation, classes, cache=out / "prepared") for part in (train, held))
+    result = probe_segmentation(encoder, learn, score, ProbeSettings(seed=seed))
     return {"encoder": _by_patient(result.scores)}
 
 
