@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from xml.etree import ElementTree
 
 import numpy as np
@@ -126,3 +127,22 @@ def test_uneven_lines_are_refused():
 def test_active_drawings_are_refused(markup: str):
     with pytest.raises(UsageError):
         charts.Svg(markup, 100)
+
+
+def test_bands_lie_about_their_lines_and_marks_carry_labels():
+    """The band's outline passes through low and high, in the axes' own units, and a mark through its point."""
+    x, y = [0.0, 1.0, 2.0], [1.0, 2.0, 3.0]
+    plain = charts.lines({"a": (x, y)}, xlabel="x", ylabel="y")
+    chart = charts.lines(
+        {"a": (x, y)}, xlabel="x", ylabel="y", bands={"a": ([0.0] * 3, [4.0] * 3)}, marks=[(1.0, 2.0, "best <1>")]
+    )
+    assert words(chart).count("best <1>") == 1
+    assert chart.markup.count("fill-opacity: 0.18") > plain.markup.count("fill-opacity: 0.18")
+    paths = [re.findall(r"[ML] (-?[\d.]+) (-?[\d.]+)", d) for d in re.findall(r' d="([^"]*)"', chart.markup)]
+    band = next(p for p in paths if len(p) > 6)
+    line = next(p for p in paths if len(p) == 3)
+    below = float(re.findall(r'<use [^>]* y="([\d.]+)" style="[^"]*fill-opacity: 0.18', chart.markup)[0])
+    high, low = sorted({round(float(up) + below, 3) for _, up in band})  # both level; an SVG counts downwards
+    assert [round(4 * (low - float(up)) / (low - high), 3) for _, up in line] == y
+    with pytest.raises(UsageError, match="not there"):
+        charts.lines({"a": (x, y)}, xlabel="x", ylabel="y", bands={"b": (x, y)})
