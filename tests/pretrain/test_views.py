@@ -11,6 +11,7 @@ from ctfoundry.bench.baselines.views import monai_views
 from ctfoundry.errors import ContractError
 from ctfoundry.keys import Key
 from ctfoundry.pretrain.view_operators import (
+    _affine_by_grid,
     affine_,
     affine_matrices,
     axis_operators,
@@ -86,7 +87,9 @@ def test_affine_is_scipys_and_monais_at_full_size() -> None:
     size = (32, 128, 128)
     x = crops(1, size)
     rotations, scales = [(0.26, -0.1, 0.2)], [(0.8, 1.2, 1.0)]
+    by_grid = _affine_by_grid(x.clone(), affine_matrices(rotations, scales))
     found = affine_(x.clone(), rotations, scales)
+    torch.testing.assert_close(found, by_grid, rtol=0, atol=1e-12)  # what the CPU does, what other devices do
     matrix, centre = affine_matrices(rotations, scales)[0].numpy(), (np.array(size) - 1) / 2
     literal = affine_transform(x[0].numpy(), matrix, centre - matrix @ centre, order=1, mode="grid-constant")
     np.testing.assert_allclose(found[0].numpy(), literal, atol=1e-9)
@@ -112,6 +115,22 @@ def test_affine_matrices_are_eulers_and_the_centre_stays() -> None:
     ones = affine_(torch.ones_like(x), [(0.0, 0.0, 0.0)], [(1.2, 1.0, 1.0)])  # shows more than there is: air beyond
     assert ones[0, 1:-1].min() == pytest.approx(1)
     assert ones[0, 0].max() < 0.7
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 3, 1), (9, 40, 31), (3, 200, 190), (5, 1, 70)])
+def test_affine_far_beyond_the_view_and_of_any_size(size: tuple[int, int, int]) -> None:
+    from scipy.ndimage import affine_transform
+
+    x = crops(2, size)
+    rotations, scales = [(3.0, -1.1, 0.7), (0.0, 0.0, 0.0)], [(0.1, 1.9, 1.9), (1.9, 1.9, 0.4)]
+    centre = (np.array(size) - 1) / 2
+    literal = [
+        affine_transform(view.numpy(), m.numpy(), centre - m.numpy() @ centre, order=1, mode="grid-constant")
+        for view, m in zip(x, affine_matrices(rotations, scales), strict=True)
+    ]
+    spare = torch.rand(3, 3 * x[0].numel() + 99, dtype=torch.float64)  # what lies in the memory given matters nothing
+    np.testing.assert_allclose(affine_(x.clone(), rotations, scales, spare).numpy(), literal, atol=1e-9)
+    np.testing.assert_allclose(affine_(x.clone(), rotations, scales).numpy(), literal, atol=1e-9)
 
 
 def test_draws_are_those_that_runs_were_made_with() -> None:

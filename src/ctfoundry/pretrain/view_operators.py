@@ -29,6 +29,10 @@ BLOCK = 16
 """Rows of one band: fewer leave out more zeros, more multiply faster."""
 TRUNCATED = 4.0
 """Smoothing kernels end at this many sigmas, as MONAI's do."""
+SLAB = 1 << 15
+"""Voxels that `affine_` looks up at a time on the CPU."""
+EXACT = 1 << 24
+"""Whole numbers up to here are exact in float32."""
 
 
 def axis_operators(
@@ -104,31 +108,78 @@ def affine_(
     x: Float[Tensor, "n d h w"],
     rotations: Sequence[Three],
     scales: Sequence[Three],
-    work: Float[Tensor, "3 most"] | None = None,
+    work: Float[Tensor, "k most"] | None = None,
 ) -> Float[Tensor, "n d h w"]:
     """Turn and stretch each view about its centre, in place: trilinear, zeros (air) beyond it.
 
-    The numbers are those of MONAI's RandAffine with `padding_mode` "zeros". `work` are three buffers of at least the size of `x`
-    for the positions.
+    The numbers are those of MONAI's RandAffine with `padding_mode` "zeros". `work` is memory that may be overwritten.
     """
-    if work is None:
-        work = torch.empty(3, x.numel(), dtype=x.dtype, device=x.device)
-    places = work[:3, : x.numel()].view(3, *x.shape)
     matrices = affine_matrices(rotations, scales)
-    for axis, n in enumerate(x.shape[1:]):
-        # in grid_sample's numbers an axis runs from -1 to 1, edge to edge, and the last axis comes first
-        parts = [
-            matrices[:, axis, source, None] * ((torch.arange(m, dtype=torch.float64) - (m - 1) / 2) * (2 / n))
-            for source, m in enumerate(x.shape[1:])
-        ]
-        d, h, w = (part.to(x) for part in parts)
-        plane = d[:, :, None] + h[:, None, :]
-        torch.add(plane[..., None], w[:, None, None, :], out=places[2 - axis])
-    grid = places.permute(1, 2, 3, 4, 0)
-    sampled = torch.nn.functional.grid_sample(
-        x[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False
+    if x.device.type != "cpu" or math.prod(n + 4 for n in x.shape[1:]) > EXACT:
+        return _affine_by_grid(x, matrices)
+    for view, matrix in zip(x, matrices, strict=True):
+        _affine_by_slabs(view, matrix, work)
+    return x
+
+
+def _positions(size: Sequence[int], matrix: Float64[Tensor, "... 3 3"], axis: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What the voxels' d, h and w add to the offset along `axis` that they read."""
+    d, h, w = (
+        matrix[..., axis, k, None] * (torch.arange(n, dtype=torch.float64) - (n - 1) / 2) for k, n in enumerate(size)
     )
-    return x.copy_(sampled[:, 0])
+    return d, h, w
+
+
+def _affine_by_grid(x: Float[Tensor, "n d h w"], matrices: Float64[Tensor, "n 3 3"]) -> Float[Tensor, "n d h w"]:
+    """`affine_` by torch's own sampling."""
+    size = x.shape[1:]
+    grid = x.new_empty(*x.shape, 3)
+    for axis, n in enumerate(size):
+        # in grid_sample's numbers an axis runs from -1 to 1, edge to edge, and the last axis comes first
+        d, h, w = ((part * (2 / n)).to(x) for part in _positions(size, matrices, axis))
+        grid[..., 2 - axis] = (d[:, :, None] + h[:, None, :])[..., None] + w[:, None, None, :]
+    return x.copy_(
+        torch.nn.functional.grid_sample(x[:, None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[
+            :, 0
+        ]
+    )
+
+
+def _affine_by_slabs(x: Float[Tensor, "d h w"], matrix: Float64[Tensor, "3 3"], work: Tensor | None) -> None:
+    """`affine_` of one view on the CPU, a few slices at a time so that all passes stay in the cache: half the time of torch's
+    sampling there, which goes voxel by voxel.
+
+    The view gets a border of two zeros: whatever lies further out reads zeros too when its position is moved into the border.
+    """
+    d, h, w = x.shape
+    slab = max(1, SLAB // (h * w))
+    voxels, padded = slab * h * w, (d + 4) * (h + 4) * (w + 4)
+    if work is None or work.numel() < padded + 15 * voxels or not work.is_contiguous():
+        work = x.new_empty(padded + 15 * voxels)
+    source, buffers = work.view(-1)[:padded], work.view(-1)[padded : padded + 15 * voxels].view(15, voxels)
+    source.zero_()
+    source.view(d + 4, h + 4, w + 4)[2:-2, 2:-2, 2:-2] = x
+    row, plane = w + 4, (h + 4) * (w + 4)
+    corners = [source[i + j + k :] for i in (0, plane) for j in (0, row) for k in (0, 1)]
+    parts = []
+    for axis, n in enumerate(x.shape):
+        along_d, along_h, along_w = _positions(x.shape, matrix, axis)
+        parts.append(((along_d[:, None] + along_h + ((n - 1) / 2 + 2)).to(x), along_w.to(x)))
+    for top in range(0, d, slab):
+        count = min(slab, d - top) * h * w
+        far, low, values = ([b[:count] for b in part] for part in (buffers[:3], buffers[3:6], buffers[6:14]))
+        index = buffers[14].view(torch.int32 if x.dtype == torch.float32 else torch.int64)[:count]
+        for (sides, across), n, f, whole in zip(parts, x.shape, far, low, strict=True):
+            torch.add(sides[top : top + slab, :, None], across, out=f.view(-1, h, w))
+            torch.floor(f.clamp_(0, n + 2), out=whole)
+            f.sub_(whole)
+        index.copy_(low[0].mul_(h + 4).add_(low[1]).mul_(row).add_(low[2]))
+        for corner, value in zip(corners, values, strict=True):
+            torch.index_select(corner, 0, index, out=value)
+        for step, f in ((1, far[2]), (2, far[1]), (4, far[0])):
+            for k in range(0, 8, 2 * step):
+                torch.lerp(values[k], values[k + step], f, out=values[k])
+        x[top : top + slab] = values[0].view(-1, h, w)
 
 
 def histogram_shift_(
