@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 class ViewSettings:
     """Ranges and probabilities of a view. The defaults are what made the public weights.
 
-    The last seven are the paper's additions ("random affine transformations, and intensity scale variations"), off by
-    default. It names no numbers for pretraining; the ranges are those that CT-FM's training for segmentation uses, with
-    probabilities 0.2, 0.5 and 0.5 there.
+    The last seven, off by default, are what the paper has beyond the code: "random affine transformations, and intensity scale
+    variations", and the intensity shift that it names for segmentation. It gives no numbers for pretraining; the ranges are
+    those of CT-FM's training for segmentation, with probabilities 0.2, 0.5 and 0.5 there.
 
     Attributes
     ----------
