@@ -164,14 +164,14 @@ def test_the_whole_body_model_is_not_the_feature_extractor(tmp_path, tiny, monke
         monkeypatch.setitem(zoo.CARDS, name, replace(zoo.CARDS[name], arguments=zoo.CARDS["ct-fm-tiny"].arguments))
     heads = {"up_layers.3.head.weight": torch.rand(118, 8, 1, 1, 1)}
     source = saved(tmp_path / "seg.pth", {**behind("encoder.", state_of(tiny)), **heads})
-    with pytest.raises(WeightsError, match="whole-body segmentation model .118 classes.*\n.*--as ct-fm-whole-body"):
+    with pytest.raises(WeightsError, match=r"whole-body segmentation model .118 classes.*\n.*--as ct-fm-whole-body"):
         zoo.convert(source, tmp_path / "out", name="ct-fm")
     done = zoo.convert(source, tmp_path / "out")
     assert done.card.name == "ct-fm-whole-body"
     assert done.card.preparation.resampling.spacing == (1.5, 1.5, 1.5)
     same_outputs(tiny, zoo.load_encoder(done.path, device="cpu"), noise(1, 1, 4, 8, 8), "stage4")
     extractor = saved(tmp_path / "fe.pth", state_of(tiny))
-    with pytest.raises(WeightsError, match="it has no decoder, not 118 classes.*\n.*--as ct-fm"):
+    with pytest.raises(WeightsError, match=r"it has no decoder, not 118 classes.*\n.*--as ct-fm"):
         zoo.convert(extractor, tmp_path / "other", name="ct-fm-whole-body")
     assert zoo.convert(extractor, tmp_path / "other").card.name == "ct-fm"
 
@@ -317,13 +317,13 @@ def test_misfits_are_listed_with_counts(tmp_path, tiny):
 def test_numbers_that_are_none(tmp_path, tiny, bad):
     state = state_of(tiny)
     state["layers.4.blocks.3.norm2.running_var"][5] = bad
-    with pytest.raises(WeightsError, match="1 not finite: layers.4.blocks.3.norm2.running_var"):
+    with pytest.raises(WeightsError, match=r"1 not finite: layers.4.blocks.3.norm2.running_var"):
         zoo.convert(saved(tmp_path / "a.pth", state), tmp_path / "out", name="ct-fm-tiny")
 
 
 def test_unknown_tensors_beside_are_an_error(tmp_path, tiny):
     state = {**behind("model.backbone.", state_of(tiny)), "criterion.weight": torch.ones(2)}
-    with pytest.raises(WeightsError, match="1 unexpected: criterion.weight"):
+    with pytest.raises(WeightsError, match=r"1 unexpected: criterion.weight"):
         zoo.convert(saved(tmp_path / "a.ckpt", {"state_dict": state}), tmp_path / "out", name="ct-fm-tiny")
 
 
@@ -339,15 +339,17 @@ def test_number_types_are_converted_and_said(tmp_path, tiny, kind):
 def test_a_number_that_float32_does_not_hold(tmp_path, tiny):
     state = {k: v.double() if v.is_floating_point() else v for k, v in state_of(tiny).items()}
     state["conv_init.weight"][0] = 1e60
-    with pytest.raises(WeightsError, match="conv_init.weight is not finite as float32"):
+    with pytest.raises(WeightsError, match=r"conv_init.weight is not finite as float32"):
         zoo.convert(saved(tmp_path / "a.pth", state), tmp_path / "out", name="ct-fm-tiny")
 
 
 def test_another_model_than_asked_for_is_named(tmp_path, tiny):
     source = saved(tmp_path / "a.pth", state_of(tiny))
-    with pytest.raises(WeightsError, match="a CT-FM encoder .8 filters., not flexict-3d.*\n.*--as ct-fm-tiny"):
+    with pytest.raises(WeightsError, match=r"a CT-FM encoder .8 filters., not flexict-3d.*\n.*--as ct-fm-tiny"):
         zoo.convert(source, tmp_path / "out", name="flexict-3d")
-    with pytest.raises(WeightsError, match="as ct-fm, the weights do not fit: .*of another shape.*\n.*--as ct-fm-tiny"):
+    with pytest.raises(
+        WeightsError, match=r"as ct-fm, the weights do not fit: .*of another shape.*\n.*--as ct-fm-tiny"
+    ):
         zoo.convert(source, tmp_path / "out", name="ct-fm")
     unet = saved(tmp_path / "u.pth", {"net": behind("module.backbone.", state_of(SuPreMEncoder(filters=4)))})
     with pytest.raises(WeightsError, match="SuPreM's U-Net, not ct-fm"):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ENOUGH = 200
 """Numbers that a kernel must have before its moments are judged."""
-ALONE = 20_000
+ALONE = 5_000
 """Numbers that a single kernel without a norm must have before it is named beside trained parts: one kernel proves little."""
 SAMPLE = 1_000_000
 """Numbers of a kernel, evenly spread, that its moments are taken of."""
@@ -142,15 +142,13 @@ def distribution(kernel: Tensor) -> str | None:
             and abs(kurtosis - fourth) < ERRORS * (24 / n) ** 0.5
         )
 
-    for name, bound in uniform.items():
-        if top <= bound * (1 + 1e-5) and near(bound / 3**0.5, 1.8):
-            return name
+    fitting = {
+        n: bound / 3**0.5 for n, bound in uniform.items() if top <= bound * (1 + 1e-5) and near(bound / 3**0.5, 1.8)
+    }
     if top <= 0.04 * (1 + 1e-5) and near(0.02 * _CUT_SHARE, _CUT_KURTOSIS):
-        return _CUT_02
-    for name, expected in normal.items():
-        if near(expected, 3.0):
-            return name
-    return None
+        fitting[_CUT_02] = 0.02 * _CUT_SHARE
+    fitting |= {n: expected for n, expected in normal.items() if near(expected, 3.0)}
+    return min(fitting, key=lambda n: abs(deviation / fitting[n] - 1)) if fitting else None
 
 
 def untouched_norms(state: Mapping[str, Tensor]) -> int:

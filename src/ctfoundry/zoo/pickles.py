@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickletools
 import warnings
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,13 @@ from ctfoundry.zoo.headers import check_size
 PICKLE_CAP_BYTES = 64 * 2**20
 """Largest program in a checkpoint: names and shapes. Published ones have 0.1 to 1 MiB; the numbers lie beside it."""
 
-_STORAGES = ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
+_STORAGES = {
+    "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8, "IntStorage": 4,
+    "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1,
+}  # fmt: skip
+_MARK = object()
+_PUSHED = frozenset({"BINUNICODE", "SHORT_BINSTRING", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"})
+_MADE = frozenset({"NONE", "NEWTRUE", "NEWFALSE", "EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"})
 ALLOWED = frozenset(
     {
         "collections OrderedDict",
@@ -27,7 +34,7 @@ ALLOWED = frozenset(
         "torch._utils _rebuild_parameter",
         "torch Size",
         "torch device",
-        *(f"torch {kind}Storage" for kind in _STORAGES),
+        *(f"torch {kind}" for kind in _STORAGES),
         *(
             f"torch {kind}"
             for kind in (
@@ -64,7 +71,7 @@ def read_checkpoint(path: Path) -> Any:
 
     check_size(path)
     _check_kind(path)
-    _check_program(path, _program(path))
+    _check_program(path, *_program(path))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about types that we convert anyway
@@ -98,8 +105,8 @@ def _check_kind(path: Path) -> None:
     raise WeightsError(what, where=path, do=do)
 
 
-def _program(path: Path) -> bytes:
-    """The bytes of the pickle in a checkpoint's archive, after names and sizes of all its files are checked."""
+def _program(path: Path) -> tuple[bytes, dict[str, int]]:
+    """The pickle in a checkpoint's archive, and the bytes of each storage beside it, after names, sizes and checksums are checked."""
     from ctfoundry.io.zip_directory import members, pieces
 
     try:
@@ -114,26 +121,22 @@ def _program(path: Path) -> bytes:
             raise WeightsError("has packed files in it, which torch.save never writes", where=path, do=_RESAVE)
         if programs[0].size > PICKLE_CAP_BYTES:
             raise WeightsError(f"its pickle has {programs[0].size:,} bytes, more than any list of weights", where=path)
-        return b"".join(pieces(path, programs[0]))
+        for member in found:
+            deque(pieces(path, member), maxlen=0)  # compares the checksum, which torch does not
+        top = next(iter(tops)) + "/data/"
+        storages = {m.name.removeprefix(top): m.size for m in found if m.name.startswith(top)}
+        return b"".join(pieces(path, programs[0])), storages
     except WeightsError:
         raise
     except CTFoundryError as error:
         raise WeightsError(error.what, where=path, do=error.do) from error
 
 
-def _check_program(path: Path, program: bytes) -> None:
-    """Read the instructions of a pickle without following them."""
-    asked: dict[str, None] = {}
-    odd: str | None = None
+def _check_program(path: Path, program: bytes, storages: dict[str, int]) -> None:
+    """Follow a pickle's instructions with constants alone, so that it says what it asks for and what it claims, and nothing is made."""
     try:
-        for code, argument, _ in pickletools.genops(program):
-            if code.name == "GLOBAL":
-                asked[str(argument)] = None
-            elif code.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX"):
-                odd = code.name
-            elif code.name == "PROTO" and argument != 2:
-                odd = f"protocol {argument}"
-    except Exception as error:  # genops raises ValueError, UnicodeDecodeError, ... for damage
+        asked, claims, odd = _follow(program)
+    except Exception as error:  # genops raises ValueError, UnicodeDecodeError, ...; an empty stack IndexError
         raise WeightsError(f"its pickle is damaged: {str(error)[:120]}", where=path, do=_AGAIN) from error
     strange = [name.replace(" ", ".") for name in asked if name not in ALLOWED]
     if strange:
@@ -144,3 +147,69 @@ def _check_program(path: Path, program: bytes) -> None:
         )
     if odd:
         raise WeightsError(f"its pickle uses {odd}, which torch.save does not; nothing was run", where=path, do=_RESAVE)
+    for claim in claims:
+        # torch would read on into the next tensor, or beyond the file
+        match claim:
+            case ("storage", str(kind), str(key), str(_), int(count)) if kind.removeprefix("torch ") in _STORAGES:
+                need = count * _STORAGES[kind.removeprefix("torch ")]
+                if storages.get(key) != need:
+                    held = f"{storages[key]:,} bytes" if key in storages else "nothing"
+                    raise WeightsError(
+                        f"its pickle claims {need:,} bytes for storage {key[:40]!r}, the archive has {held}",
+                        where=path,
+                        do=_AGAIN,
+                    )
+            case _:
+                raise WeightsError(
+                    "its pickle refers to something that is no storage of numbers", where=path, do=_RESAVE
+                )
+
+
+def _follow(program: bytes) -> tuple[list[str], list[Any], str | None]:
+    """(names asked for, what is referred to beside the pickle, an instruction or protocol that torch.save does not use)."""
+    asked: dict[str, None] = {}
+    claims: list[Any] = []
+    odd: str | None = None
+    stack: list[Any] = []
+    memo: dict[int, Any] = {}
+    for code, argument, _ in pickletools.genops(program):
+        name = code.name
+        if name == "PROTO":
+            odd = odd if argument == 2 else f"protocol {argument}"
+        elif name == "GLOBAL":
+            asked[str(argument)] = None
+            stack.append(str(argument))
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name == "MARK":
+            stack.append(_MARK)
+        elif name in _PUSHED:
+            stack.append(argument)
+        elif name in _MADE:
+            stack.append(None)
+        elif name in ("TUPLE", "APPENDS", "SETITEMS"):
+            at = max(i for i, value in enumerate(stack) if value is _MARK)
+            items = tuple(stack[at + 1 :])
+            del stack[at:]
+            if name == "TUPLE":
+                # a tuple of tuples without end is no claim, and would grow by reference
+                stack.append(items if all(not isinstance(item, tuple) for item in items) else None)
+        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+            del stack[-int(name[-1]) :]
+            stack.append(None)
+        elif name in ("APPEND", "BUILD"):
+            stack.pop()
+        elif name == "SETITEM":
+            del stack[-2:]
+        elif name in ("REDUCE", "NEWOBJ"):
+            del stack[-2:]
+            stack.append(None)
+        elif name == "BINPERSID":
+            claims.append(stack.pop())
+            stack.append(None)
+        elif name != "STOP":
+            odd = name
+            break  # what follows is not looked at, because nothing of the file is read then
+    return list(asked), claims, odd
