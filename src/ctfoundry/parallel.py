@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 TIMEOUT = 1800.0
 """Seconds after which a process that waits for the others gives up."""
 
+_apart = False
+"""Whether this process is in a block of `alone`."""
+
 
 def rank() -> int:
     """Which of the processes this is; 0 alone."""
@@ -94,7 +97,7 @@ def joined(device: torch.device | str, *, timeout: float = TIMEOUT) -> Iterator[
     if place.type == "cuda" and (count > 1 or _together()):
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(place)
-    if count == 1 or _together():
+    if count == 1 or _together() or _apart:
         yield place
         return
     backend = "nccl" if place.type == "cuda" else "gloo"
@@ -107,6 +110,17 @@ def joined(device: torch.device | str, *, timeout: float = TIMEOUT) -> Iterator[
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within the block this process counts as the only one: it may train something of its own while the others wait."""
+    global _apart
+    before, _apart = _apart, True
+    try:
+        yield
+    finally:
+        _apart = before
 
 
 def is_broken(error: BaseException) -> bool:
@@ -122,7 +136,7 @@ def is_broken(error: BaseException) -> bool:
 def _together() -> bool:
     import torch.distributed as dist
 
-    return dist.is_available() and dist.is_initialized()
+    return not _apart and dist.is_available() and dist.is_initialized()
 
 
 @cache

@@ -69,6 +69,9 @@ class ProbeSettings:
             raise ValueError("width, steps, batch, crops and patch are at least 1")
 
 
+DEFAULTS = ProbeSettings()
+
+
 @dataclass(frozen=True, eq=False)
 class Scores:
     """Voxel counts of one method on some scans, and what follows from them.
@@ -176,7 +179,7 @@ def probe_segmentation(
     encoder: Encoder,
     train: Sequence[PreparedCase],
     validation: Sequence[PreparedCase],
-    settings: ProbeSettings = ProbeSettings(),
+    settings: ProbeSettings = DEFAULTS,
     *,
     method: str = "",
 ) -> ProbeResult:

@@ -40,6 +40,7 @@ VERBS = (
     "stores",
     "phantoms",
     "training",
+    "adapt",
     "models",
     "search",
     "explain",

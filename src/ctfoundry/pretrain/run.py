@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     import torch
     from jaxtyping import Int16
 
+    from ctfoundry.adapt.curve import ProbeSet
     from ctfoundry.geometry import Box
+    from ctfoundry.preparation import Preparation
     from ctfoundry.pretrain.task import CropTask
 
 
@@ -79,6 +82,7 @@ def pretrain(
     patients: Collection[str] | None = None,
     quiet: bool = False,
     command: Sequence[str] = ("pretrain",),
+    probe: tuple[int, ProbeSet] | None = None,
 ) -> RunSummary:
     """Pretrain an encoder on the scans of a store; continues the run that it finds in `run`.
 
@@ -93,11 +97,13 @@ def pretrain(
     changes : ``key=value`` changes to the recipe, such as ``train.optimiser.rate=1e-3``.
     device : ``auto``, ``cpu`` or ``cuda[:i]``; under torchrun process i of a machine takes GPU i.
     patients : train on the scans of these only.
+    probe : (every, data): at step 0, each such step and the end the frozen encoder is probed on labelled scans
+        (`ctfoundry.adapt.curve`): rows in ``probe.jsonl``, weights in ``probed/``, and the best step in ``run.json``.
     """
     chosen = with_changes(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), changes)
     opened = store if isinstance(store, Store) else open_store(store)
     with parallel.joined(device_of(device)) as place:  # before there is a task, which asks how many share a step
-        return _pretrain(chosen, choose(opened, patients), Path(run), place, minutes, steps, quiet, command)
+        return _pretrain(chosen, choose(opened, patients), Path(run), place, minutes, steps, quiet, command, probe)
 
 
 def _pretrain(
@@ -109,6 +115,7 @@ def _pretrain(
     steps: int | None,
     quiet: bool,
     command: Sequence[str],
+    probe: tuple[int, ProbeSet] | None,
 ) -> RunSummary:
     from ctfoundry.pretrain.task import CropTask
 
@@ -122,6 +129,17 @@ def _pretrain(
     parallel.barrier()
     check_same(json.loads(kept.read_text()), to_data(chosen), kept, free={f"train.{name}" for name in FREE})
 
+    every = chosen.train.checkpoint_every
+
+    def reached(step: int) -> None:
+        if probe is not None and step % probe[0] == 0:
+            _probed(run, step, probe[1], place)
+        if step % every == 0:
+            keep_report(run, device=device_name(place))
+
+    if probe is not None and first:
+        _probed(run, 0, probe[1], place)
+    parallel.barrier()
     task = CropTask(chosen)
     summary = fit(
         task,
@@ -133,7 +151,7 @@ def _pretrain(
         device=place,
         quiet=quiet,
         title=chosen.name,
-        at=(chosen.train.checkpoint_every, lambda _: keep_report(run, device=device_name(place))),
+        at=(every if probe is None else math.gcd(every, probe[0]), reached),
     )
     seen = {entry.patient for entry in source.entries}
     done = RunSummary(run, run / "model.safetensors", chosen.name, len(source.entries), len(seen), str(place), summary)
@@ -141,9 +159,16 @@ def _pretrain(
         return done
     if chosen.train.ema is not None:  # what is used afterwards is the average
         task.modules.load_state_dict(averaged(run / "checkpoints"))
-    save_model(Encoder.of(task.encoder, _card(task, summary, source, len(seen))), run / "model.safetensors")
+    save_model(
+        Encoder.of(task.encoder, _card(task, _training(task, summary, source, len(seen)))), run / "model.safetensors"
+    )
     record.inputs = {"recipe": files.digest(to_data(chosen)), "scans": files.digest([e.id for e in source.entries])}
     record.results = {"scans": done.scans, "patients": done.patients, **asdict(summary)}
+    if probe is not None:
+        from ctfoundry.adapt.curve import best
+
+        _probed(run, summary.steps, probe[1], place)
+        record.results["best_checkpoint"] = best(run, probe[1].digest)
     record.write(run, ["recipe.json", "metrics.jsonl", "model.safetensors", "model.json"])
     keep_report(run, device=device_name(place))
     return done
@@ -160,10 +185,43 @@ def choose(store: Store, patients: Collection[str] | None) -> Chosen:
     return Chosen(store, entries)
 
 
-def _card(task: CropTask, summary: Summary, source: Chosen, patients: int) -> Card:
-    recipe = task.recipe
-    training: dict[str, Any] = {
-        "recipe": to_data(recipe),
+def preparation_of(recipe: Recipe) -> Preparation:
+    """The preparation that encoders of a recipe come with."""
+    from ctfoundry.pretrain.task import CropTask
+
+    return CropTask(recipe).preparation
+
+
+def encoder_at(run: Path, step: int, device: torch.device | str = "cpu") -> Encoder:
+    """The encoder of a step of a run, finished or not, from its kept checkpoint; step 0 is as it began.
+
+    With averaged weights (`LoopSettings.ema`) it is these. Raises WeightsError where the step has no whole checkpoint.
+    """
+    from ctfoundry.pretrain.task import CropTask
+    from ctfoundry.train.checkpoint import load_strict, read
+
+    recipe = load_recipe(run / "recipe.json")
+    task, folder = CropTask(recipe), run / "checkpoints"
+    if step:
+        tensors = averaged(folder, step) if recipe.train.ema is not None else read(folder, step)[0]["modules"]
+        load_strict(task.modules, tensors, folder)
+    training = {"recipe": to_data(recipe), "steps": step, "of_steps": recipe.train.schedule.steps}
+    encoder = Encoder.of(task.encoder.to(device), _card(task, training))
+    return encoder if step else replace(encoder, card=replace(encoder.card, weights="random"))
+
+
+def _probed(run: Path, step: int, data: ProbeSet, device: torch.device) -> None:
+    """Probe a step unless that was done before, with these very scans and settings."""
+    from ctfoundry.adapt.curve import kept, probe_checkpoint, read_rows
+
+    known = any(row["step"] == step and row["probe"] == data.digest for row in read_rows(run))
+    if not known or not kept(run, step).is_file():
+        probe_checkpoint(run, step, encoder_at(run, step, device), data)
+
+
+def _training(task: CropTask, summary: Summary, source: Chosen, patients: int) -> dict[str, Any]:
+    return {
+        "recipe": to_data(task.recipe),
         "steps": summary.steps,
         "of_steps": summary.total,
         "precision": summary.precision,
@@ -173,6 +231,10 @@ def _card(task: CropTask, summary: Summary, source: Chosen, patients: int) -> Ca
         "seconds": round(summary.seconds, 1),
         "warnings": list(summary.warnings),
     }
+
+
+def _card(task: CropTask, training: Mapping[str, Any]) -> Card:
+    recipe = task.recipe
     return Card(
         name=recipe.name,
         kind="encoder",
