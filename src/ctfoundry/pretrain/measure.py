@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -167,14 +168,17 @@ def _timed(recipe: Recipe, source: Source, device: torch.device, end: float, *, 
     optimiser.step()
     samples = _samples(task, source, recipe.train.batch)
 
+    flops = Flops()
+
     def work() -> None:
         batch = task.batch([s[0] for s in samples], [s[1] for s in samples], device)
-        with autocast(device, "fp32" if precision == "fp64" else precision):
-            loss = task.losses(batch, 0)["loss"]
         optimiser.zero_grad(set_to_none=False)  # gradients are counted with the weights, not with the step
-        loss.backward()
+        with counting(flops) if not flops.useful else nullcontext():
+            with autocast(device, "fp32" if precision == "fp64" else precision):
+                loss = task.losses(batch, 0)["loss"]
+            loss.backward()
 
-    with counting() as flops, holding() as held:
+    with holding() as held:
         began = time.monotonic()
         work()
         _wait(device)
