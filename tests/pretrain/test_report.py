@@ -158,8 +158,8 @@ def test_what_went_wrong_is_told_without_paths(tmp_path: Path) -> None:
         {"step": 20, "warning": "skipped", "text": "skipped: 3 steps without finite gradients"},
     ]
     text = words(report.write_report(make_run(tmp_path / "run", rows, quarantine=bad)))
-    assert "3 steps (15.00%) were skipped" in text
-    assert "3 scans were left out" in text
+    assert "not finite: 3 (15.00%)" in text
+    assert "could not be read: 3 ." in text
     assert "skipped: 3 steps without finite gradients" in text
     assert "StoreError: a1.bin: checksum differs" in text
     assert "directory: 'b.bin'" in text

@@ -169,13 +169,17 @@ def verdict(run: Run) -> Verdict:
         elif kind == "recovered":
             now.pop(name, None)
     if now:
-        said = "\n\n".join(
-            f"{w['text'].partition(': ')[2]}, announced at step {w['step']}.".capitalize() for w in now.values()
+        texts = [(w["text"].partition(": ")[2], w["step"]) for w in now.values()]
+        said = "\n\n".join(f"{text[:1].upper()}{text[1:]}, announced at step {step}." for text, step in texts)
+        way = (
+            "lie along ever fewer of the directions they had"
+            if set(now) == {"fall"}
+            else "become the same whatever the crop"
         )
         return Verdict(
             "collapsing",
             "This run is collapsing",
-            f"**This run is collapsing:** its embeddings become one and the same, whatever the crop.\n\n{said}\n\n"
+            f"Its embeddings **{way}**.\n\n{said}\n\n"
             "A collapsed encoder is of no use, and runs seldom recover. Stop it; look at the learning rate, at the objective's guard against "
             "collapse (negatives, stop-gradient and predictor, the variance term) and at whether the views of different crops differ.",
         )
@@ -331,7 +335,7 @@ def _probe(run: Run) -> Iterator[Section]:
     )
     yield Table(
         ("step", "Dice", "low", "high"),
-        [(row["step"], *(_number(row.get(name)) for name in ("dice", "low", "high"))) for row in run.probe],
+        [(row["step"], *(_dice(row.get(name)) for name in ("dice", "low", "high"))) for row in run.probe],
         align="rrrr",
         caption="Probed checkpoints; the marked one is the best. Intervals that overlap do not tell checkpoints apart.",
         marked=[steps.index(run.best["step"])],
@@ -354,7 +358,7 @@ def _account(run: Run) -> Iterator[Section]:
     """Checkpoints, and what went wrong."""
     yield Heading("Account")
     best = run.best["step"] if run.best is not None else None
-    dice = {row["step"]: _number(row["dice"]) for row in run.probe}
+    dice = {row["step"]: _dice(row["dice"]) for row in run.probe}
     if run.kept:
         yield Table(
             ("step", "probe Dice"),
@@ -366,7 +370,8 @@ def _account(run: Run) -> Iterator[Section]:
     skipped = run.last.get("skipped") or 0
     share = skipped / max(run.last["step"], 1)
     yield Prose(
-        f"**{skipped}** steps ({share:.2%}) were skipped because gradients were not finite; **{len(run.quarantined)}** scans were left out because they could not be read."
+        f"Steps skipped because gradients were not finite: **{skipped}** ({share:.2%}). Scans left out because they could not be read: "
+        f"**{len(run.quarantined)}**."
     )
     if run.warnings:
         yield Table(
@@ -478,6 +483,10 @@ def _value(value: Any) -> float:
 
 def _number(value: Any) -> str:
     return f"{value:.3g}" if _finite(value) else "–"
+
+
+def _dice(value: Any) -> str:
+    return f"{value:.3f}" if _finite(value) else "–"
 
 
 def _of(count: int) -> str:

@@ -99,8 +99,8 @@ class CollapseWatch:
             found["fall"] = rank, limit, f"effective rank has fallen from {best:.1f} to {rank:.1f} (below {limit:.2g})"
         if row.get("uniformity") is not None and self.best["uniformity"] < 0:
             now, best, limit = row["uniformity"], self.best["uniformity"], self.rule.uniformity_fall
-            text = f"views of different crops come together, uniformity has gone from {best:.3g} to {now:.2g}"
-            found["uniformity"] = now / best, limit, f"{text} (below {limit:g} of it)"
+            text = f"views of different crops come together, uniformity, once {best:.3g}, is {now:.2g}"
+            found["uniformity"] = now / best, limit, f"{text} (less than {limit:g} of it)"
         return found
 
 
