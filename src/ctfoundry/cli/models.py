@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -57,15 +58,15 @@ def zoo_convert(
 ) -> None:
     """A public checkpoint as a model file and its card, strictly and without executing anything in it."""
     from ctfoundry import zoo
-    from ctfoundry.cli.common import say
     from ctfoundry.record import Record
 
-    command = ("zoo", "convert", "SRC", "OUT", *(("--as", name) if name else ()))
+    known = source if source.startswith("hf://") else "SRC"
+    command = ("zoo", "convert", known, "OUT", *(("--as", name) if name else ()))
     record = Record(command=(*command, *(("--preparation", preparation) if preparation else ())))
     done = zoo.convert(source, out, name=name, preparation=preparation, replace_other=replace)
     card = done.card
     for look in done.looks:
-        say(f"warning: {look}")
+        print(f"warning: {look}", file=sys.stderr)
     if not done.skipped and out.suffix != ".safetensors":
         record.inputs = {f"SRC/{file}": digest for file, digest in card.source["files"].items()}
         record.write(out, [done.path.name, done.path.with_suffix(".json").name])

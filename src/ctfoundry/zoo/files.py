@@ -36,7 +36,9 @@ def read_card(path: Path) -> Card:
     beside = path.with_suffix(".json")
     if not beside.is_file():
         raise WeightsError(
-            "has no card beside it", where=path, do=f"put {beside.name} there; weights never travel without it"
+            "has no card beside it",
+            where=path,
+            do=f"put {beside.name} there (weights never travel without it), or make both of a public checkpoint: `ctfoundry zoo convert`",
         )
     return from_data(Card, read_json(beside), str(beside))
 
@@ -60,6 +62,8 @@ def load_model(path: Path, *, device: torch.device | str = "cpu") -> Encoder:
 def load_weights(network: torch.nn.Module, path: Path) -> str:
     """Load a safetensors file strictly and return its SHA-256; raises WeightsError that lists every kind of misfit."""
     check_size(path)
+    if path.suffix != ".safetensors":
+        raise WeightsError("is no safetensors file", where=path, do="make one of it first: `ctfoundry zoo convert`")
     state = read_safetensors(path)
     check_state(network.state_dict(), state, path)
     network.load_state_dict(state)

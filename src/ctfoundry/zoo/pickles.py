@@ -171,7 +171,7 @@ def _follow(program: bytes) -> tuple[list[str], list[Any], str | None]:
     claims: list[Any] = []
     odd: str | None = None
     stack: list[Any] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
     for code, argument, _ in pickletools.genops(program):
         name = code.name
         if name == "PROTO":
