@@ -45,9 +45,12 @@ def by_hand(filters: int, blocks: tuple[int, ...], shape: tuple[int, int, int], 
 
 
 @pytest.mark.parametrize("shape", [(16, 32, 32), (8, 20, 12)])
-def test_operations_of_the_encoder_are_those_counted_by_hand(shape: tuple[int, int, int]) -> None:
-    encoder = SegResNetEncoder(1, 4, (1, 2, 1))
-    x = torch.ones(3, 1, *shape)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_operations_of_the_encoder_are_those_counted_by_hand(
+    shape: tuple[int, int, int], layout: torch.memory_format
+) -> None:
+    encoder = SegResNetEncoder(1, 4, (1, 2, 1)).to(memory_format=layout)  # type: ignore[call-overload]
+    x = torch.ones(3, 1, *shape).contiguous(memory_format=layout)
     found = counted(lambda: encoder.features(x, ("stage2",))[0]["stage2"].sum())
     assert (found.forward, found.backward) == by_hand(4, (1, 2, 1), shape, 3)
     assert found.again == 0
@@ -199,12 +202,12 @@ def test_memory_held_is_what_torchs_profiler_saw() -> None:
 
 def test_memory_held_by_the_encoder_grows_with_its_batch_and_shrinks_where_it_is_computed_again() -> None:
     def peak(scans: int, again: bool) -> float:
-        encoder = SegResNetEncoder(1, 4, (1, 2, 1))
+        encoder = SegResNetEncoder(1, 4, (1, 2, 1)).double()  # whose kernels take no way round
         encoder.checkpoint = again
         for parameter in encoder.parameters():
             parameter.grad = torch.zeros_like(parameter)
         with holding() as held:
-            encoder.features(torch.ones(scans, 1, 16, 32, 32), ("stage2",))[0]["stage2"].sum().backward()
+            encoder.features(torch.ones(scans, 1, 16, 32, 32).double(), ("stage2",))[0]["stage2"].sum().backward()
         return held.peak
 
     one, two, four = (peak(n, False) for n in (1, 2, 4))
