@@ -144,3 +144,25 @@ def test_a_balanced_order_is_a_function_of_the_position() -> None:
     forward = [order[p] for p in range(28)]
     assert [Order(KEY, 7, shares)[p] for p in reversed(range(28))] == forward[::-1]
     assert forward[:7] != forward[7:14]
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_processes_share_each_step(tmp_path: Path, workers: int) -> None:
+    """Together two and four processes see what one sees, whatever fails, and each step's scans stay in that step."""
+    source = ToySource(broken=frozenset({"scan2", "scan5"}))
+    (tmp_path / "1").mkdir()
+    alone = ids_and_noise(tmp_path / "1", source, start=8, count=24)
+    for ranks in (2, 4):
+        (tmp_path / str(ranks)).mkdir()
+        path = tmp_path / str(ranks) / "quarantine.jsonl"
+        drawn = []
+        for rank, quarantine in enumerate([Quarantine(path, 7, 0.3, rank) for rank in range(ranks)]):
+            known = {"start": 8, "workers": workers, "ahead": 3, "share": (rank, ranks, 4)}
+            with Samples(Regression(), source, KEY, quarantine, **known) as samples:  # type: ignore[arg-type]
+                drawn.append([[(s.id, s.draws.noise) for s in samples.take(4 // ranks)] for _ in range(6)])
+        assert [pair for step in range(6) for steps in drawn for pair in steps[step]] == alone
+    assert {path.name for path in (tmp_path / "2").iterdir()} == {"quarantine.jsonl", "quarantine-1.jsonl"}
+    # one that continues reads what all found, and so comes to what one process found
+    found = Quarantine(tmp_path / "2" / "quarantine.jsonl", 7, 0.3, 3).since
+    assert found == Quarantine(tmp_path / "1" / "quarantine.jsonl", 7, 0.3).since
+    assert found.keys() == source.broken

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from ctfoundry.errors import SettingsError, UsageError
-from ctfoundry.train import Optimiser, Schedule, Summary, fit
+import processes
+from ctfoundry.errors import SettingsError, UsageError, WeightsError
+from ctfoundry.train import Optimiser, Schedule, Summary, checkpoint, fit
 from ctfoundry.train.errors import TrainingError
 from ctfoundry.train.loop import resolve_precision
 from ctfoundry.train.monitor import read_metrics
@@ -21,7 +23,7 @@ from train.toys import Regression, ToySource, settings
 
 def state_of(run: Path, step: int) -> dict[str, bytes]:
     folder = run / "checkpoints" / f"step-{step:08d}"
-    return {name: (folder / name).read_bytes() for name in ("modules.safetensors", "optimiser.safetensors")}
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
 
 
 def train(run: Path, task: Regression | None = None, **kwargs: Any) -> Summary:
@@ -61,7 +63,7 @@ def test_it_learns_and_reports(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stop", [1, 4, 5, 7])
 def test_stopping_and_going_on_gives_the_same_bits(tmp_path: Path, stop: int) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    own = settings(channels_last=True)
+    own = settings(channels_last=True, ema=0.9)
     train(one, settings=own)
     first = train(two, settings=own, steps=stop)
     assert first.steps == stop
@@ -218,3 +220,152 @@ def test_precision_is_resolved_by_what_the_processor_has(monkeypatch: pytest.Mon
 def test_no_scans(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no scan"):
         fit(Regression(), ToySource(0), settings(), tmp_path, quiet=True)
+
+
+FORKS = """
+import json, os, random, signal, sys, time
+from dataclasses import replace
+from pathlib import Path
+import torch
+import torch._dynamo  # here, because the first step would, in each process
+torch.set_num_threads(1)
+from ctfoundry.train import fit
+from ctfoundry.train.checkpoint import steps
+from train.toys import Regression, ToySource, settings
+
+own = settings(STEPS := 40, checkpoint_every=1, keep_every=7, ema=0.9, log_every=3)
+source = ToySource(broken=frozenset({"scan4"}))
+
+def train(folder, attempt):
+    pid = os.fork()
+    if not pid:
+        fit(Regression(), source, replace(own, workers=attempt % 3), folder, quiet=True)
+        os._exit(0)
+    return pid
+
+folder, chance = Path(sys.argv[1]), random.Random()
+began = time.monotonic()
+os.waitpid(train(folder / "whole", 2), 0)
+whole = time.monotonic() - began
+kills = []
+for attempt in range(100):
+    pid = train(folder / "killed", attempt)
+    if attempt < 10:
+        time.sleep(chance.uniform(0, 0.6 * whole))
+        os.kill(pid, signal.SIGKILL)
+    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0:
+        break
+    place = folder / "killed" / "checkpoints"
+    kills.append({"steps": steps(place), "parts": len(list(place.glob(".part-*")))})
+print(json.dumps(kills))
+"""
+
+
+def test_kills_at_random_moments_change_no_bit(tmp_path: Path) -> None:
+    """One run is killed up to ten times, half of its time being spent on checkpoints, and continued with other workers."""
+    (out,) = processes.run(FORKS, 1, tmp_path, timeout=120)
+    kills = json.loads(out)
+    assert kills
+    assert len({max(kill["steps"], default=0) for kill in kills}) > 1, kills
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == sorted(
+        p.name for p in (killed / "checkpoints").iterdir()
+    )
+    for step in (7, 35, 40):
+        assert state_of(whole, step) == state_of(killed, step)
+        assert len(state_of(whole, step)) == 3
+    assert logged(whole) == logged(killed)
+
+
+def test_averaged_weights_follow_their_definition(tmp_path: Path) -> None:
+    """Against the sum written out in float64; steps that are skipped do not count; running statistics are the last ones."""
+    task = Regression(poison=frozenset({3}))
+    name, seen = "body.0.weight", []
+    start = Regression().modules.state_dict()[name].double()
+    task.after = lambda step: seen.append(task.modules.state_dict()[name].double())  # type: ignore[method-assign]
+    train(tmp_path, task, settings=settings(8, ema=0.8))
+    kept = [w for step, w in enumerate(seen) if step != 3]
+    n = len(kept)
+    expected = 0.8**n * start + sum(0.2 * 0.8 ** (n - 1 - i) * w for i, w in enumerate(kept))
+    found = checkpoint.averaged(tmp_path / "checkpoints")
+    torch.testing.assert_close(found[name].double(), expected, rtol=1e-6, atol=1e-7)
+    assert float((found[name] - task.modules.state_dict()[name]).abs().max()) > 1e-3
+    assert torch.equal(found["body.1.running_mean"], task.modules.state_dict()["body.1.running_mean"])
+    assert found.keys() == task.modules.state_dict().keys()
+    fit(Regression(), ToySource(), settings(8), tmp_path / "plain", quiet=True)
+    with pytest.raises(WeightsError, match="averages no weights"):
+        checkpoint.averaged(tmp_path / "plain" / "checkpoints")
+
+
+def test_what_is_done_between_steps_changes_no_bit(tmp_path: Path) -> None:
+    task = Regression()
+    called = []
+
+    def call(step: int) -> None:
+        called.append((step, checkpoint.steps(tmp_path / "two" / "checkpoints")[-1]))
+        torch.manual_seed(step)
+        torch.rand(3)
+        with torch.no_grad():
+            task.modules.eval()["body"](torch.rand(2, 1, 4, 4, 4))
+
+    train(tmp_path / "one")
+    before = torch.get_rng_state()
+    train(tmp_path / "two", task, at=(5, call))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert called == [(5, 5), (10, 10)]
+    assert state_of(tmp_path / "one", 12) == state_of(tmp_path / "two", 12)
+    train(tmp_path / "three", steps=5)
+    called.clear()  # a run that continues at such a step may have been killed before its call
+    train(tmp_path / "three", at=(5, lambda step: called.append((step, 0))))
+    assert called == [(5, 0), (10, 0)]
+
+
+def test_skips_between_checkpoints_are_told(tmp_path: Path) -> None:
+    done = train(tmp_path, Regression(poison=frozenset({1, 5})), settings=settings(checkpoint_every=1))
+    assert done.skipped == 2
+    assert [w for w in done.warnings if w.startswith("skipped")] == ["skipped: 1 steps without finite gradients"] * 2
+
+
+def test_float64_trains_and_is_kept(tmp_path: Path) -> None:
+    task, plain = Regression(), Regression()
+    done = train(tmp_path / "double", task, settings=settings(precision="fp64"))
+    train(tmp_path / "single", plain)
+    assert done.precision == "fp64"
+    for one, two in zip(task.modules.parameters(), plain.modules.parameters(), strict=True):
+        assert one.dtype == torch.float64
+        torch.testing.assert_close(one.float(), two, rtol=1e-3, atol=1e-4)
+
+
+def test_a_compiled_encoder_is_the_same_within_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through torch's tracing and its own gradients; the last step, C++ from a compiler, takes half a minute and is left out."""
+    plain, task = Regression(), Regression()
+    compiled = []
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f: compiled.append(f) or real(f, backend="aot_eager"))
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    train(tmp_path / "plain", plain, settings=settings(3, schedule=Schedule(3)))
+    train(tmp_path / "compiled", task, settings=settings(3, schedule=Schedule(3), compile=True))
+    assert compiled == [task.encoder.forward]
+    assert "forward" not in vars(task.encoder)
+    ours, theirs = task.modules.state_dict(), plain.modules.state_dict()
+    assert list(ours) == list(theirs)
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_compile_needs_an_encoder_and_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = settings(compile=True)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(UsageError, match="needs a C\\+\\+ compiler"):
+        train(tmp_path, settings=own)
+    monkeypatch.setattr(Regression, "encoder", None)
+    with pytest.raises(SettingsError, match="no encoder to compile"):
+        train(tmp_path, settings=own)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [({"accumulate": 2}, "2 does not divide 3"), ({"ema": 1.0}, "between 0 and 1")]
+)
+def test_impossible_settings_are_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        settings(**change)

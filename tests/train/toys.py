@@ -68,6 +68,10 @@ class Regression:
         self.batches.append(x[:, 0, 0, 0].clone())
         return x[:, None].to(device, next(self.modules.parameters()).dtype)
 
+    @property
+    def encoder(self) -> nn.Module:
+        return self.modules["body"]
+
     def losses(self, batch: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
         if step in self.poison:  # spoils gradients and running statistics
             batch = batch * torch.nan

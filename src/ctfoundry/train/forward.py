@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -31,10 +32,13 @@ class Forward:
         if parallel.size() > 1:
             # our batch norm keeps running statistics equal by itself; torch 2.13 has renamed how to say so
             known = inspect.signature(DistributedDataParallel).parameters
-            name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-            self.module = DistributedDataParallel(
-                self.module, device_ids=[place] if place.type == "cuda" else None, **{name: False}
-            )
+            own: dict[str, Any] = {
+                "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False,
+                "device_ids": [place] if place.type == "cuda" else None,
+            }
+            self.module = DistributedDataParallel(self.module, **own)
+            # said of a convolution of one channel, whose two memory layouts are the same one
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
 
     def __call__(self, batch: Any, step: int) -> dict[str, Tensor]:
         """The losses of a batch of this process."""
