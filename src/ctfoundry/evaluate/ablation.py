@@ -279,6 +279,7 @@ def _dice(encoder: Encoder, out: Path, known: Mapping[str, Any], plan: Plan, see
     methods that know no anatomy. Seed n draws the labelled phantoms, the decoder's weights and the order anew."""
     from ctfoundry.adapt.cases import Cases, chosen_classes, few, open_labelled
     from ctfoundry.adapt.probe import ProbeSettings, probe_segmentation
+    from ctfoundry.adapt.trivial import intensity_scores, position_scores
     from ctfoundry.phantom.names import GROUPS
 
     data = open_labelled(out / "phantoms")
@@ -288,7 +289,11 @@ def _dice(encoder: Encoder, out: Path, known: Mapping[str, Any], plan: Plan, see
     held = [scans[name] for name in known["held_out"]]
     learn, score = (Cases(part, encoder.preparation, classes, cache=out / "prepared") for part in (train, held))
     result = probe_segmentation(encoder, learn, score, ProbeSettings(seed=seed))
-    return {"encoder": _by_patient(result.scores)}
+    found = {"encoder": _by_patient(result.scores)}
+    if seed == 0 and encoder.card.weights == "random":
+        found["one voxel's HU"] = _by_patient(intensity_scores(learn, score))
+        found["position in the body box"] = _by_patient(position_scores(learn, score))
+    return found
 
 
 def _by_patient(scores: Scores) -> dict[str, dict[str, float]]:
