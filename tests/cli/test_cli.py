@@ -17,7 +17,7 @@ from ctfoundry.volume import Volume
 from program import result, run
 
 VERBS = (
-    "quickstart", "inspect", "convert", "phantom", "prepare", "pretrain", "embed", "retrieve", "search", "bench", "doctor",
+    "quickstart", "inspect", "convert", "phantom", "prepare", "pretrain", "plan", "embed", "retrieve", "search", "bench", "doctor",
     "store", "zoo", "explain", "cohort", "evaluate",
 )  # fmt: skip
 
