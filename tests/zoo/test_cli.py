@@ -32,7 +32,7 @@ def test_convert_verify_and_again(tmp_path, network):
     record = json.loads(text)
     assert record["outputs"]["ct-fm-tiny.safetensors"] == made["sha256"]
     assert set(record["inputs"]) == {"SRC/model.safetensors", "SRC/config.json"}
-    card = result("zoo", "show", tmp_path / "out")
+    card = json.loads((tmp_path / "out" / "ct-fm-tiny.json").read_text())
     assert card["source"]["files"]["model.safetensors"] == record["inputs"]["SRC/model.safetensors"]
 
 
@@ -50,9 +50,7 @@ def test_errors_name_the_file_and_the_way_out(tmp_path, network):
     source = saved(tmp_path / "a.pth", state_of(network))
     for arguments, code, words in (
         (("zoo", "convert", source, tmp_path / "out", "--as", "suprem-unet"), 1, "--as ct-fm-tiny"),
-        (("zoo", "convert", tmp_path / "none", tmp_path / "out"), 2, "no such file or folder"),
         (("zoo", "convert", "hf://../x", tmp_path / "out"), 2, "no name on the hub"),
-        (("zoo", "verify", source), 1, "zoo convert"),
     ):
         done = run(*arguments)
         assert done.returncode == code, done.stderr

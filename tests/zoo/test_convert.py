@@ -460,3 +460,29 @@ def test_a_model_with_a_card_is_not_loaded_under_another_preparation(tmp_path, t
     zoo.convert(source, tmp_path / "two", name="mine", preparation="ct-fm")
     with pytest.raises(WeightsError, match="has 2 models"):
         zoo.load_encoder(tmp_path / "two", device="cpu")
+
+
+def test_pickles_and_hub_folders_are_not_loaded_but_converted(tmp_path, tiny):
+    source = saved(tmp_path / "a.pth", state_of(tiny))
+    with pytest.raises(WeightsError, match="zoo convert"):
+        zoo.load_encoder("ct-fm-tiny", weights=source, device="cpu")
+    folder = hub_folder(tmp_path / "hub", state_of(tiny), **TINY)
+    with pytest.raises(WeightsError, match="zoo convert"):
+        zoo.load_encoder(folder, device="cpu")
+
+
+def test_a_family_of_somebody_elses_is_saved_and_loaded(tmp_path, tiny, monkeypatch):
+    """It brings one function, which draws its weights from a key; buffers that no file holds are its own affair."""
+
+    class Other(SegResNetEncoder):
+        def __init__(self) -> None:
+            super().__init__(filters=2, blocks=(1, 1))
+            self.register_buffer("table", torch.arange(3.0), persistent=False)
+
+    monkeypatch.setitem(zoo.models.ARCHITECTURES, "other", lambda arguments, key: initialise(Other(**arguments), key))
+    card = replace(zoo.CARDS["ct-fm-tiny"], name="other", architecture="other", arguments={}, level="stage1")
+    encoder = zoo.models.Encoder.of(zoo.build(card), card)
+    zoo.save_model(encoder, tmp_path / "other.safetensors")
+    again = zoo.load_model(tmp_path / "other.safetensors")
+    assert torch.equal(again.network.table, torch.arange(3.0))
+    same_outputs(encoder.network, again, noise(1, 1, 8, 8, 8), "stage1")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,55 +94,64 @@ CARDS: dict[str, Card] = {
 """The zoo: architecture, preparation and extent by name. No weights are shipped."""
 
 
-def _segresnet(arguments: dict[str, Any], key: Key | None) -> torch.nn.Module:
-    from ctfoundry.models.initialisation import initialise
+def _segresnet(arguments: dict[str, Any]) -> torch.nn.Module:
     from ctfoundry.models.segresnet import SegResNetEncoder
 
-    network = SegResNetEncoder(**arguments)
-    return network if key is None else initialise(network, key)
+    return SegResNetEncoder(**arguments)
 
 
-def _flexible_vit(arguments: dict[str, Any], key: Key | None) -> torch.nn.Module:
+def _flexible_vit(arguments: dict[str, Any]) -> torch.nn.Module:
     from ctfoundry.models.vit import FlexibleViT
 
-    network = FlexibleViT(**arguments)
-    return network if key is None else network.initialise(key)
+    return FlexibleViT(**arguments)
 
 
-def _suprem_unet(arguments: dict[str, Any], key: Key | None) -> torch.nn.Module:
-    from ctfoundry.models.initialisation import initialise
+def _suprem_unet(arguments: dict[str, Any]) -> torch.nn.Module:
     from ctfoundry.models.suprem import SuPreMEncoder
 
-    network = SuPreMEncoder(**arguments)
-    return network if key is None else initialise(network, key)
+    return SuPreMEncoder(**arguments)
 
 
-def _suprem_segresnet(arguments: dict[str, Any], key: Key | None) -> torch.nn.Module:
-    from ctfoundry.models.initialisation import initialise
+def _suprem_segresnet(arguments: dict[str, Any]) -> torch.nn.Module:
     from ctfoundry.models.suprem import SuPreMSegResNetEncoder
 
-    network = SuPreMSegResNetEncoder(**arguments)
-    return network if key is None else initialise(network, key)
+    return SuPreMSegResNetEncoder(**arguments)
 
 
-ARCHITECTURES: dict[str, Callable[[dict[str, Any], Key | None], torch.nn.Module]] = {
+UNDRAWN: dict[str, Callable[[dict[str, Any]], torch.nn.Module]] = {
     "segresnet-encoder": _segresnet,
     "flexible-vit": _flexible_vit,
     "suprem-unet": _suprem_unet,
     "suprem-segresnet": _suprem_segresnet,
 }
-"""What a card may name: the network of some arguments, its weights drawn from a key, or left alone without one."""
+"""Our networks by name, whatever their weights: all that a state dict does not hold follows from the arguments."""
+
+
+def _drawn(architecture: str) -> Callable[[dict[str, Any], Key], torch.nn.Module]:
+    def make(arguments: dict[str, Any], key: Key) -> torch.nn.Module:
+        from ctfoundry.models.initialisation import initialise
+
+        network: Any = UNDRAWN[architecture](arguments)
+        return network.initialise(key) if hasattr(network, "initialise") else initialise(network, key)
+
+    return make
+
+
+ARCHITECTURES: dict[str, Callable[[dict[str, Any], Key], torch.nn.Module]] = {name: _drawn(name) for name in UNDRAWN}
+"""What a card may name: the network of some arguments, its weights drawn from a key. Add a family by adding a function."""
 
 
 def build(card: Card) -> torch.nn.Module:
     """The network that a card describes, with random weights drawn from the card's seed (0 when it has none)."""
-    return _made(card, Key.of("initialise", card.seed or 0))
+    return _made(card, ARCHITECTURES, Key.of("initialise", card.seed or 0))
 
 
 def empty(card: Card, *, device: str = "cpu") -> torch.nn.Module:
-    """The network that a card describes, its weights not drawn but whatever the memory holds: to be loaded, or on ``meta`` for shapes."""
+    """The network that a card describes, its weights not drawn where that can be spared: to be loaded, or on ``meta`` for shapes."""
+    if card.architecture not in UNDRAWN:
+        return build(card).to(device)
     with torch.device("meta"):
-        network = _made(card, None)
+        network = _made(card, UNDRAWN)
     kept = network.state_dict()
     lost = [name for name, _ in network.named_buffers() if name not in kept]
     if lost:
@@ -150,13 +159,13 @@ def empty(card: Card, *, device: str = "cpu") -> torch.nn.Module:
     return network if device == "meta" else network.to_empty(device=device)
 
 
-def _made(card: Card, key: Key | None) -> torch.nn.Module:
-    if card.architecture not in ARCHITECTURES:
+def _made(card: Card, table: Mapping[str, Callable[..., torch.nn.Module]], *key: Key) -> torch.nn.Module:
+    if card.architecture not in table:
         raise WeightsError(
-            f"card {card.name!r} names the unknown architecture {card.architecture!r}; known: {', '.join(ARCHITECTURES)}"
+            f"card {card.name!r} names the unknown architecture {card.architecture!r}; known: {', '.join(table)}"
         )
     try:
-        return ARCHITECTURES[card.architecture](dict(card.arguments), key)
+        return table[card.architecture](dict(card.arguments), *key)
     except TypeError as error:
         raise WeightsError(f"card {card.name!r}: {error}") from error
 
