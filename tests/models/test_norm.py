@@ -10,6 +10,7 @@ from torch import nn
 import processes
 from ctfoundry.errors import ContractError
 from ctfoundry.keys import Key
+from ctfoundry.models import narrow
 from ctfoundry.models.initialisation import initialise
 from ctfoundry.models.norm import GroupedBatchNorm1d, GroupedBatchNorm3d, batch_norm_groups, running_statistics
 from ctfoundry.models.segresnet import SegResNetEncoder
@@ -167,3 +168,54 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         assert all(found[name].dtype == torch.bfloat16 for found in ranks)
         assert all(found[name].is_contiguous(memory_format=torch.channels_last_3d) for found in ranks)
         torch.testing.assert_close(merged(name).flatten(0, 1).float(), value, rtol=0.02, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [1, 2, 8, 16])
+def test_few_channels_on_a_cpu_are_torchs_batch_norm(channels: int, dtype: torch.dtype) -> None:
+    """The way round for narrow layers against torch in float64, of the same inputs: far from zero, gradients with a mean."""
+    generator = torch.Generator().manual_seed(channels)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    ours = GroupedBatchNorm3d(channels)
+    with torch.no_grad():
+        ours.weight.copy_(draw(channels))
+        ours.bias.copy_(draw(channels))
+    theirs = torch.nn.BatchNorm3d(channels).double()
+    theirs.load_state_dict(ours.state_dict())
+    x = (0.7 * draw(2, channels, 4, 8, 16) + 3 * draw(1, channels, 1, 1, 1)).to(dtype)
+    dy = (draw(*x.shape) + 0.3).to(dtype)
+    mine = x.contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    assert narrow.normalises(mine.detach())
+    y, expected = ours(mine), theirs(exact)
+    y.relu_()  # as a block does, in place
+    expected = expected.relu()
+    y.backward(dy)
+    expected.backward(dy.double())
+    near = 1e-5 if dtype == torch.float32 else 2**-7  # two roundings to eight bits
+    for found, wanted, within in (
+        (y, expected, near),
+        (mine.grad, exact.grad, near),
+        (ours.weight.grad, theirs.weight.grad, near),
+        (ours.bias.grad, theirs.bias.grad, near),
+        (ours.running_mean, theirs.running_mean, 1e-6),
+        (ours.running_var, theirs.running_var, 1e-6),
+    ):
+        assert found is not None
+        assert wanted is not None
+        assert float((found.detach() - wanted.detach()).abs().max() / wanted.detach().abs().max()) < within
+    assert y.dtype == dtype
+    assert int(ours.num_batches_tracked) == 1
+
+
+def test_what_is_not_narrow_goes_to_torch() -> None:
+    like = torch.channels_last_3d
+    assert narrow.normalises(torch.zeros(2, 8, 4, 4, 4).contiguous(memory_format=like))
+    assert not narrow.normalises(torch.zeros(2, 8, 4, 4, 4))  # another layout
+    assert not narrow.normalises(torch.zeros(2, 32, 4, 4, 4).contiguous(memory_format=like))
+    assert not narrow.normalises(torch.zeros(2, 8, 4, 4, 4).double().contiguous(memory_format=like))
+    assert not narrow.normalises(torch.zeros(1, 8, 3, 3, 3).contiguous(memory_format=like))  # no whole rows of 128
+    assert not narrow.normalises(torch.zeros(2, 12, 4, 4, 4).contiguous(memory_format=like))

@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ctfoundry import parallel
 from ctfoundry.errors import ContractError
+from ctfoundry.models import narrow
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -43,14 +44,27 @@ class _Grouped(_BatchNorm):
             raise ContractError(f"a batch of {x.shape[0]} does not split into {self.groups} equal groups")
         if self.training and self.sync and parallel.size() > 1:
             return self._together(x)
-        if not self.training or self.groups == 1:
+        if not self.training:
             return super().forward(x)
+        if self.groups == 1:
+            return self._narrow(x) if self.affine and narrow.normalises(x) else super().forward(x)
         # One call a group, not one reshaped to g*c channels: it keeps channels_last and saves the input once.
         return torch.cat([super(_Grouped, self).forward(part) for part in x.chunk(self.groups)])
 
     def _together(self, x: Float[Tensor, "gb c ..."]) -> Float[Tensor, "gb c ..."]:
         self._check_input_dim(x)
         y, mean, var, count = _Synchronised.apply(x, self.weight, self.bias, self.groups, self.eps)
+        self._remember(mean, var, count)
+        return y
+
+    def _narrow(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c d h w"]:
+        """As torch's, in a fraction of the time for few channels on a CPU."""
+        y, mean, var = narrow.Normalise.apply(x, self.weight, self.bias, self.eps)
+        self._remember(mean[None], var[None], x.numel() / x.shape[1])
+        return y
+
+    def _remember(self, mean: Float[Tensor, "g c"], var: Float[Tensor, "g c"], count: float | Tensor) -> None:
+        """Running statistics, group by group; `var` is that over `count` values."""
         if self.track_running_stats:
             assert self.running_mean is not None
             assert self.running_var is not None
@@ -61,7 +75,6 @@ class _Grouped(_BatchNorm):
                 new = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
                 self.running_mean.mul_(1 - new).add_(own_mean, alpha=new)
                 self.running_var.mul_(1 - new).add_(own_var, alpha=new)
-        return y
 
 
 class GroupedBatchNorm3d(_Grouped, nn.BatchNorm3d):
