@@ -486,3 +486,21 @@ def test_a_family_of_somebody_elses_is_saved_and_loaded(tmp_path, tiny, monkeypa
     again = zoo.load_model(tmp_path / "other.safetensors")
     assert torch.equal(again.network.table, torch.arange(3.0))
     same_outputs(encoder.network, again, noise(1, 1, 8, 8, 8), "stage1")
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "model._orig_mod.trunk."])
+def test_the_whole_segmentation_network_of_a_source(tmp_path, tiny, prefix):
+    """What a segmenter is made of: encoder and decoder together, under the published names."""
+    from ctfoundry.models.segresnet_ds import SegResNetDS
+
+    whole = worn(initialise(SegResNetDS(2, filters=2, blocks=(1, 1, 1), blocks_up=(1, 1), depth=2), KEY))
+    path = saved(tmp_path / "a.pth", {"state_dict": behind(prefix, state_of(whole))})
+    found = reading.find(reading.read(path))
+    assert reading.classes(found) == 2
+    again = SegResNetDS(2, filters=2, blocks=(1, 1, 1), blocks_up=(1, 1), depth=2)
+    again.load_state_dict(reading.with_decoder(found, path), strict=True)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    alone = saved(tmp_path / "b.pth", state_of(tiny))
+    with pytest.raises(WeightsError, match="an encoder alone"):
+        reading.with_decoder(reading.find(reading.read(alone)), alone)

@@ -274,6 +274,14 @@ def classes(found: Found) -> int | None:
     return int(heads[-1].shape[0]) if heads else None
 
 
+def with_decoder(found: Found, where: Path) -> State:
+    """Encoder and decoder of a CT-FM segmentation model under `SegResNetDS`'s names; raises WeightsError where there is no decoder."""
+    if found.architecture != "segresnet-encoder" or classes(found) is None:
+        raise WeightsError("has no decoder: it is an encoder alone", where=where, do="give a segmentation model")
+    decoder = {key[key.index("up_layers.") :]: value for key, value in found.beside.items() if "up_layers." in key}
+    return {f"encoder.{name}": value for name, value in found.state.items()} | decoder
+
+
 def check_config(config: Mapping[str, Any], found: Found, where: Path) -> None:
     """Raise WeightsError where a hub ``config.json`` says something else than the weights, or something unknown."""
     if found.architecture != "segresnet-encoder":
