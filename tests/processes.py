@@ -1,4 +1,4 @@
-"""Several processes that train together, started as torchrun starts them."""
+"""Several processes that train together, with torchrun's variables."""
 
 from __future__ import annotations
 
@@ -6,49 +6,61 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
 from pathlib import Path
 
 TESTS = Path(__file__).parent
 
+LAUNCHER = """
+import os, signal, sys
+import torch
+if "ctfoundry.train" in sys.argv[1]:
+    import torch._dynamo  # here, because the first optimiser step would, in each process
+torch.set_num_threads(1)
+source, folder, count, sys.argv = sys.argv[1], sys.argv[2], int(sys.argv[3]), ["script", *sys.argv[4:]]
+left = {}
+for rank in range(count):
+    pid = os.fork()
+    if not pid:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count))
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{folder}/{name}-{rank}", os.O_WRONLY | os.O_CREAT), number)
+        exec(compile(source, "script", "exec"), {"__name__": "__main__"})
+        sys.exit()
+    left[pid] = rank
+while left:
+    pid, status = os.wait()
+    del left[pid]
+    if status:
+        for other in left:
+            os.kill(other, signal.SIGKILL)
+        sys.exit(1)
+"""
 
-def start(script: str, count: int, *arguments: str | Path) -> list[subprocess.Popen[str]]:
-    """Run Python source in `count` processes that find each other by torchrun's variables; tests/ is on their path."""
+
+def run(script: str, count: int, *arguments: str | Path, timeout: float = 120) -> list[str]:
+    """Run Python source in `count` processes, with tests/ on their path; what each printed. All must end well and in time.
+
+    They are forks of one that has imported torch, which takes longer than most of what they do.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {
+    given = {
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(count),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]),
     }
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", script, *map(str, arguments)],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-
-
-def finish(processes: Sequence[subprocess.Popen[str]], *, timeout: float = 60) -> list[tuple[int, str, str]]:
-    """(exit code, stdout, stderr) of each; whoever still runs after `timeout` seconds is killed and the test fails."""
-    try:
-        said = [process.communicate(timeout=timeout) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
-
-
-def run(script: str, count: int, *arguments: str | Path, timeout: float = 60) -> list[str]:
-    """What each of `count` processes printed; all must end well."""
-    done = finish(start(script, count, *arguments), timeout=timeout)
-    assert all(code == 0 for code, _, _ in done), "\n".join(err for _, _, err in done)
-    return [out for _, out, _ in done]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", LAUNCHER, script, folder, str(count), *map(str, arguments)]
+        with subprocess.Popen(command, env=given, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                _, said = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, 9)
+                raise
+        errors = "\n".join(path.read_text() for path in sorted(Path(folder).glob("err-*")))
+        assert process.returncode == 0, said + errors
+        return [(Path(folder) / f"out-{rank}").read_text() for rank in range(count)]

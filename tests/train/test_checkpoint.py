@@ -1,15 +1,13 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import processes
 from ctfoundry.errors import SettingsError, WeightsError
 from ctfoundry.train import checkpoint
 
@@ -53,47 +51,56 @@ def test_a_missing_or_cut_file_is_named(tmp_path: Path, name: str) -> None:
 
 
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 import torch
-from ctfoundry import files
 from ctfoundry.train import checkpoint
-folder, moment = Path(sys.argv[1]), int(sys.argv[2])
-calls = 0
-def counted(function):
-    def wrapper(*args, **kwargs):
-        global calls
-        calls += 1
-        if calls == moment:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **kwargs)
-    return wrapper
-for name in ("rename", "replace", "fsync", "rmdir", "unlink"):
-    setattr(os, name, counted(getattr(os, name)))
-one = {"modules": {"a": torch.ones(2)}, "optimiser": {"step.a": torch.tensor(1.0)}}
-checkpoint.write(folder, 2, one, {})
-checkpoint.prune(folder, 0)
-print("calls", calls)
+
+def write(folder, moment):
+    calls = 0
+    def counted(function):
+        def wrapper(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+        return wrapper
+    for name in ("rename", "replace", "fsync", "rmdir", "unlink"):
+        setattr(os, name, counted(getattr(os, name)))
+    one = {"modules": {"a": torch.ones(2)}, "optimiser": {"step.a": torch.tensor(1.0)}, "ema": {"a": torch.ones(2)}}
+    checkpoint.write(folder, 2, one, {})
+    checkpoint.prune(folder, 0)
+
+moment, ended = 0, None
+while ended != 0:
+    moment += 1
+    folder = Path(sys.argv[1]) / str(moment)
+    tensors = {"modules": {"a": torch.zeros(2)}, "optimiser": {"step.a": torch.tensor(3.0)}}
+    checkpoint.write(folder, 1, tensors, {})
+    if not (pid := os.fork()):
+        write(folder, moment)
+        os._exit(0)
+    ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert ended in (0, -signal.SIGKILL)
+print(moment)
 """
 
 
 def test_a_kill_at_any_moment_of_writing_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     """The writer is killed at its first, second, third ... call that changes the disk."""
-    moment = 1
-    while True:
+    (out,) = processes.run(KILLED, 1, tmp_path)
+    last = []
+    for moment in range(1, int(out) + 1):
         folder = tmp_path / str(moment)
-        checkpoint.write(folder, 1, TENSORS, {})
-        done = subprocess.run([sys.executable, "-c", KILLED, folder, str(moment)], capture_output=True, check=False)
-        last = checkpoint.steps(folder)[-1]
-        checkpoint.read(folder, last)
-        if done.returncode == 0:
-            break
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        last.append(checkpoint.steps(folder)[-1])
+        tensors, _ = checkpoint.read(folder, last[-1])
+        assert torch.equal(tensors["modules"]["a"], torch.full((2,), last[-1] - 1.0))
         checkpoint.prune(folder, 0)
-        assert [path.name for path in folder.iterdir()] == [f"step-{last:08d}"]
-        moment += 3  # a process start costs two seconds; every third moment covers all kinds of calls
-    assert last == 2
-    assert moment > 10
+        assert [path.name for path in folder.iterdir()] == [f"step-{last[-1]:08d}"]
+    assert last == sorted(last)
+    assert set(last) == {1, 2}
+    assert len(last) > 15
 
 
 def test_strict_loading_lists_every_misfit(tmp_path: Path) -> None:

@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,33 +72,38 @@ def test_stopping_and_going_on_gives_the_same_bits(tmp_path: Path, stop: int) ->
     assert logged(one)[-1] == logged(two)[-1]
 
 
-SCRIPT = """
+KILLED = """
 import os, signal, sys
 from pathlib import Path
-import torch
-torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[3])
-from train.toys import Regression, ToySource, settings
 from ctfoundry.train import fit
+from train.toys import Regression, ToySource, settings
+
 class Killed(Regression):
     def losses(self, batch, step):
-        if step == int(sys.argv[2]):
+        if step == killed:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().losses(batch, step)
-fit(Killed(), ToySource(broken=frozenset({"scan4"})), settings(checkpoint_every=int(sys.argv[4])), Path(sys.argv[1]), quiet=True)
+
+for killed, every in map(lambda case: map(int, case.split("-")), sys.argv[2:]):
+    if not (pid := os.fork()):
+        run = Path(sys.argv[1]) / f"{killed}-{every}"
+        fit(Killed(), ToySource(broken=frozenset({"scan4"})), settings(checkpoint_every=every), run, quiet=True)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 """
+KILLS = ((3, 2), (9, 4), (10, 1))
 
 
-@pytest.mark.parametrize(("killed", "every"), [(3, 2), (9, 4), (10, 1)])
-def test_kill_nine_and_going_on_gives_the_same_bits(tmp_path: Path, killed: int, every: int) -> None:
-    source, own = ToySource(broken=frozenset({"scan4"})), settings(checkpoint_every=every)
-    fit(Regression(), source, own, tmp_path / "one", quiet=True)
-    tests = str(Path(__file__).parents[1])
-    arguments = [sys.executable, "-c", SCRIPT, str(tmp_path / "two"), str(killed), tests, str(every)]
-    assert subprocess.run(arguments, check=False).returncode == -signal.SIGKILL
-    fit(Regression(), source, own, tmp_path / "two", quiet=True)
-    assert state_of(tmp_path / "one", 12) == state_of(tmp_path / "two", 12)
-    assert logged(tmp_path / "one") == logged(tmp_path / "two")
+def test_kill_nine_and_going_on_gives_the_same_bits(tmp_path: Path) -> None:
+    """Killed in the middle of a step, at several of them, also in the middle of a pass over the scans."""
+    processes.run(KILLED, 1, tmp_path, *(f"{killed}-{every}" for killed, every in KILLS))
+    source = ToySource(broken=frozenset({"scan4"}))
+    for killed, every in KILLS:
+        own, run = settings(checkpoint_every=every), tmp_path / f"{killed}-{every}"
+        assert checkpoint.steps(run / "checkpoints")[-1] == killed // every * every
+        fit(Regression(), source, own, tmp_path / f"whole-{killed}", quiet=True)
+        fit(Regression(), source, own, run, quiet=True)
+        assert state_of(tmp_path / f"whole-{killed}", 12) == state_of(run, 12)
+        assert logged(tmp_path / f"whole-{killed}") == logged(run)
 
 
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
@@ -226,9 +228,6 @@ FORKS = """
 import json, os, random, signal, sys, time
 from dataclasses import replace
 from pathlib import Path
-import torch
-import torch._dynamo  # here, because the first step would, in each process
-torch.set_num_threads(1)
 from ctfoundry.train import fit
 from ctfoundry.train.checkpoint import steps
 from train.toys import Regression, ToySource, settings

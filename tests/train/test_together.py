@@ -23,8 +23,6 @@ from train.toys import Regression, ToySource, settings
 SCRIPT = """
 import sys
 from pathlib import Path
-import torch
-torch.set_num_threads(1)
 from ctfoundry import parallel
 from ctfoundry.store import open_store
 from train.together import train_all
@@ -113,10 +111,7 @@ FAILING = """
 import contextlib, json, os, signal, socket, sys, time
 from datetime import timedelta
 from pathlib import Path
-import torch
-import torch._dynamo  # here, because the first step would, in each process
 import torch.distributed as dist
-torch.set_num_threads(1)
 from ctfoundry import parallel
 from ctfoundry.errors import CTFoundryError
 from ctfoundry.train import fit
