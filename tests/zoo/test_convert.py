@@ -184,7 +184,7 @@ def vit(**arguments) -> FlexibleViT:
 @pytest.fixture
 def small_flexict(monkeypatch):
     """FlexiCT's names with a network of 144 x 2 x 2, so that files stay small; keys and wrappers are the published ones."""
-    for name in ("flexict-2d", "flexict-3d", "flexict-vlm"):
+    for name in ("flexict-2d", "flexict-3d", "flexict-vlm-vision"):
         card = zoo.CARDS[name]
         small = replace(card, arguments={**card.arguments, "size": [144, 2, 2]}, level="block1")
         monkeypatch.setitem(zoo.CARDS, name, small)
@@ -218,7 +218,7 @@ def test_flexict_vlm(tmp_path):
     rest = {"logit_scale": torch.zeros(1), "vlm_vision_projection.weight": torch.rand(8, 288)}
     content = {"model": {**behind("vision_model.", state_of(network)), **text, **rest}}
     done = zoo.convert(saved(tmp_path / "ct_3d_vlm.pth", content), tmp_path / "out")
-    assert done.card.name == "flexict-vlm"
+    assert done.card.name == "flexict-vlm-vision"
     assert set(done.dropped.values()) == {1}
     assert len(done.dropped) == 3
     encoder = zoo.load_encoder(done.path, device="cpu")

@@ -207,7 +207,7 @@ def _guess(found: Found, hint: str, where: Path) -> str:
     """The zoo's name of what a source holds."""
     if found.architecture == "flexible-vit":
         if any(key.split(".")[0] == "text_model" or ".text_model." in key for key in found.beside):
-            return "flexict-vlm"
+            return "flexict-vlm-vision"
         match = re.search(r"(?<![0-9a-z])([23])d(?![0-9a-z])", hint.lower().replace("_", " "))
         if match:
             return f"flexict-{match[1]}d"

@@ -76,7 +76,7 @@ CARDS: dict[str, Card] = {
         _flexict("flexict-3d", Extent("cube", (160, 160, 160)), axes=3, patch=8, size="base", rotary="bfloat16"),
         # The eyes of the vision-language model; it projects the CLS token and the mean of the patches.
         _flexict(
-            "flexict-vlm",
+            "flexict-vlm-vision",
             Extent("cube", (160, 160, 160)),
             preparation="flexict-3d",
             vector="cls+mean",
