@@ -160,7 +160,8 @@ def _pretrain(
     if chosen.train.ema is not None:  # what is used afterwards is the average
         task.modules.load_state_dict(averaged(run / "checkpoints"))
     save_model(
-        Encoder.of(task.encoder, _card(task, _training(task, summary, source, len(seen)))), run / "model.safetensors"
+        Encoder.of(task.encoder.float(), _card(task, _training(task, summary, source, len(seen)))),
+        run / "model.safetensors",
     )
     record.inputs = {"recipe": files.digest(to_data(chosen)), "scans": files.digest([e.id for e in source.entries])}
     record.results = {"scans": done.scans, "patients": done.patients, **asdict(summary)}
