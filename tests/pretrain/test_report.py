@@ -26,7 +26,7 @@ SIAMESE = recipe(
     objective="simsiam-intra",
     crops=6,
     model=ModelSettings(filters=4, blocks=(1, 1, 1), head=(32, 32, 32), predictor=(16, 32)),
-    train=loop(45, log_every=3, optimiser=Optimiser(rate=1e-2)),
+    train=loop(60, log_every=3, optimiser=Optimiser(rate=1e-2), seed=1, collapse=CollapseRule(patience=3)),
 )
 
 

@@ -35,8 +35,8 @@ def test_lost_directions_are_a_collapse_where_a_slow_start_is_none() -> None:
             (slow, (2.3, 1.9, 2.0, 2.0, 2.0, 2.1, 2.0)),
         )
     ]
-    assert said[0][3] == ["collapse (fall): effective rank has fallen from 12.0 to 2.0 (below 3.2) for 2 log steps"]
-    assert said[0][6] == ["recovered (fall): not below 3.2 for 2 log steps"]
+    assert said[0][3] == ["collapse (fall): effective rank has fallen from 12.0 to 2.0 (below 2.6) for 2 log steps"]
+    assert said[0][6] == ["recovered (fall): not below 2.65 for 2 log steps"]
     assert not any(said[1])
 
 

@@ -100,7 +100,9 @@ def lines(
                 axes.fill_between(np.asarray(x, float), low, high, color=SERIES[n % 6], alpha=0.18, linewidth=0)
         for across, up, label in marks:
             axes.plot([across], [up], marker="o", markersize=5, color=_INK, linestyle="none")
-            axes.annotate(visible(label), (across, up), xytext=(0, 7), textcoords="offset points", ha="center", color=_INK)
+            axes.annotate(
+                visible(label), (across, up), xytext=(0, 7), textcoords="offset points", ha="center", color=_INK
+            )
         if log_y:
             axes.set_yscale("log")
             _plain_log(axes)

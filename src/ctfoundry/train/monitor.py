@@ -38,12 +38,13 @@ class CollapseRule:
     thirteen healthy runs (SimCLR, SimSiam, VICReg) a gap of 0.02 or more, 0.45 of the highest rank and 0.22 of the lowest
     uniformity; in the slowest starts that went on to learn a gap of 0.02 and a rank of 2.3, which nothing had gone before. SimSiam
     without stop-gradient: 0.11 of the rank and of the uniformity. VICReg without its variance term: 0.10 of the uniformity, a gap
-    of 0.01. VICReg without its covariance term alone keeps 0.38 of the rank and is not announced.
+    of 0.01. VICReg without its covariance term alone keeps 0.38 of the rank and is not announced. With 60 vectors a healthy
+    SimSiam kept 0.39 and 0.33, one without stop-gradient 0.10 and 0.08; with hundreds nothing was measured.
     """
 
     gap: float = 0.01
     rank_share: float = 0.02
-    rank_fall: float = 0.2
+    rank_fall: float = 0.15
     uniformity_fall: float = 0.15
     patience: int = 5
 
