@@ -25,7 +25,7 @@ from ctfoundry.errors import ContractError, SettingsError, UsageError
 from ctfoundry.geometry import Grid, Vec3
 from ctfoundry.keys import Key
 from ctfoundry.preparation import Preparation, prepare
-from ctfoundry.settings import nearest, to_data
+from ctfoundry.settings import from_data, nearest, to_data
 from ctfoundry.volume import Volume
 
 if TYPE_CHECKING:
@@ -286,8 +286,9 @@ class PreparedCase:
 
 
 def preparation_digest(preparation: Preparation) -> str:
-    """What tells preparations apart, whatever they are called."""
-    return files.digest({k: v for k, v in to_data(preparation).items() if k != "name"})
+    """What tells preparations apart, whatever they are called; the same for one that was read from a file."""
+    whole = to_data(from_data(Preparation, to_data(preparation)))  # -1024 and -1024.0 are one number
+    return files.digest({k: v for k, v in whole.items() if k != "name"})
 
 
 def prepare_case(scan: LabelledScan, preparation: Preparation, classes: Classes) -> PreparedCase:
