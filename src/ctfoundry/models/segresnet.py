@@ -38,10 +38,16 @@ class Block(nn.Module):
         self.act2 = nn.ReLU(inplace=True)
         self.conv2 = Conv3x3x3(channels, channels)
 
-    def forward(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b c d h w"]:
-        """The residual sum."""
-        out = self.conv1(self.act1(self.norm1(x)))
-        out = self.conv2(self.act2(self.norm2(out)))
+    def forward(self, x: Float[Tensor, "b c d h w"], *, checkpoint: bool = False) -> Float[Tensor, "b c d h w"]:
+        """The residual sum. With `checkpoint` what convolutions get is not kept but made again for the backward pass."""
+
+        def first(x: Tensor) -> Tensor:
+            return self.conv1(self.act1(self.norm1(x)))
+
+        def second(x: Tensor) -> Tensor:
+            return self.conv2(self.act2(self.norm2(x)))
+
+        out = recomputed(self, second, recomputed(self, first, x)) if checkpoint else second(first(x))
         out += x
         return out
 
@@ -66,7 +72,7 @@ class SegResNetEncoder(nn.Module):
 
     Attributes
     ----------
-    checkpoint : keep the input of each stage only, and compute it again in the backward pass (`ctfoundry.models.recompute`).
+    checkpoint : keep half as much for the backward pass: norms and activations are computed again there, convolutions are not.
     """
 
     checkpoint = False
@@ -112,29 +118,20 @@ class SegResNetEncoder(nn.Module):
         if not levels:
             return maps, vectors
         deepest = max(map(names.index, levels))
-        for i in range(deepest + 1):
-            x, below = self._stage(i, x, last=i == deepest)
+        x = self.conv_init(x)
+        for i, stage in enumerate(self.layers):
+            assert isinstance(stage, Stage)
+            for block in stage.blocks:
+                x = block(x, checkpoint=self.checkpoint)
             if names[i] in levels:
                 maps[names[i]] = x
-            if i < deepest:
-                x = below
+            if i == deepest:
+                break
+            assert stage.downsample is not None
+            x = stage.downsample(x)
         if deepest == len(names) - 1:
             vectors["mean"] = x.mean((2, 3, 4))
         return maps, vectors
-
-    def _stage(self, i: int, x: Float[Tensor, "b c d h w"], *, last: bool) -> tuple[Tensor, Tensor]:
-        """The map of a stage, and the way down to the next (the map itself after the last)."""
-        stage = self.layers[i]
-        assert isinstance(stage, Stage)
-
-        def run(x: Tensor) -> tuple[Tensor, Tensor]:
-            x = stage.blocks(self.conv_init(x) if i == 0 else x)
-            if last:
-                return x, x
-            assert stage.downsample is not None
-            return x, stage.downsample(x)
-
-        return recomputed(self, run, x) if self.checkpoint else run(x)
 
     def peak_bytes(self, shape: Vec3) -> int:
         """Memory of one float32 forward pass without gradients over one input of `shape`, weights not counted.

@@ -27,8 +27,9 @@ class ModelSettings:
     head_norm : batch norm without weights of its own before the head, over everything in the step (with ``batch_norm: per-scan``,
         over each scan). The published heads have none there. Untrained embeddings point nearly one way (cosines of 0.9 and
         more); taking away what they share lets runs of a few hundred steps learn.
-    checkpoint : keep the input of each stage only and compute what lies between again in the backward pass. The same results
-        in a third more time; memory of the largest stage instead of all. Not with ``train.compile``, which does not see through it.
+    checkpoint : keep half as much of the encoder for the backward pass and make the rest again there: norms and activations, no
+        convolutions. The same results in a fifth more time. Not with ``train.compile``, which does not see through it. `chunk`
+        saves more.
     """
 
     filters: int = 32
@@ -158,7 +159,7 @@ class Recipe:
         model = self.model
         if model.checkpoint and self.train.compile:
             raise ValueError(
-                "torch cannot compile an encoder that is computed again by stages: take chunk instead of model.checkpoint"
+                "torch cannot compile what is computed again inside of the encoder: take chunk instead of model.checkpoint"
             )
         if self.family == "simsiam":
             if model.predictor is None or model.predictor[1] != model.head[-1]:
