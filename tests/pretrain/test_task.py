@@ -123,12 +123,13 @@ def test_batch_norm_averages_over_what_the_recipe_says(scans: Store) -> None:
 
 
 def test_it_learns_to_tell_places_apart(scans: Store, tmp_path: Path) -> None:
-    own = recipe(train=loop(60, log_every=10), crops=6)
+    """With head_norm, which makes so few steps enough for any seed: without it one seed in three learns next to nothing."""
+    own = recipe(train=loop(60, log_every=10), crops=6, model=replace(recipe().model, head_norm=True))
     done = pretrain(own, scans, tmp_path, device="cpu", quiet=True)
     rows, _ = read_metrics(tmp_path / "metrics.jsonl")
     assert rows[-1]["loss"] < 0.85 * rows[0]["loss"]
-    gaps = [row["positive"] - row["negative"] for row in rows]
-    assert gaps[-1] > gaps[0] + 0.08
+    matching = [row["matching"] for row in rows]
+    assert np.mean(matching[-3:]) > matching[0] + 0.03
     assert 1 <= rows[-1]["rank"] <= rows[-1]["rank_of"] == 8
     assert (done.scans, done.patients, done.train.steps) == (4, 2, 60)
 
