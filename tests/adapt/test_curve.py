@@ -95,13 +95,13 @@ def test_command_line(
         call(*arguments, device="cpu", **options)
         return json.loads(capsys.readouterr().out)
 
-    probing = {"probe_every": 2, "probe_data": labelled, "probe_shots": 2}
+    quick = {"change": ["steps=3", "crops=2", "patch=[8,16,16]"], "shots": 2}
+    probing = {"probe_every": 2, "probe_data": labelled, "probe_shots": 2, "probe_set": quick["change"]}
     done = shown(training.pretrain, str(toy), tmp_path / "store", folder, **probing)
     assert done["best_checkpoint"]["step"] in (0, 2, 4)
     assert sorted(path.name for path in (folder / KEPT).glob("*.safetensors")) == [
         f"step-{step:08d}.safetensors" for step in (0, 2, 4)
     ]
-    quick = {"change": ["steps=3", "crops=2", "patch=[8,16,16]"], "shots": 2}
     found = shown(adapt.probe, str(folder), labelled, **quick)
     assert [row["method"] for row in found["results"]] == [
         "toy, trained weights",

@@ -149,11 +149,17 @@ def _opened(folder: Path, preparation: Preparation, options: Mapping[str, Any], 
 
 
 def opened(
-    folder: Path, preparation: Preparation, *, shots: int = 5, labels: str = "", groups: str = "", seed: int = 0
+    folder: Path,
+    preparation: Preparation,
+    *,
+    shots: int = 5,
+    groups: str = "",
+    change: Sequence[str] = (),
+    seed: int = 0,
 ) -> ProbeSet:
     """Labelled scans for `pretrain --probe-every`, with the same options as `probe`."""
-    options = {"shots": shots, "labels": _list(labels), "groups": _groups(groups)}
-    return _opened(folder, preparation, options, _settings((), seed))
+    options = {"shots": shots, "groups": _groups(groups)}
+    return _opened(folder, preparation, options, _settings(change, seed))
 
 
 def _list(text: str) -> list[str]:

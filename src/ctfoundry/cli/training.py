@@ -33,6 +33,7 @@ def pretrain(
     probe_data: Annotated[Path | None, typer.Option(help="labelled scans to probe on, as for `probe --data`")] = None,
     probe_shots: Annotated[int, typer.Option(help="training patients of each probe", min=1)] = 5,
     probe_groups: Annotated[str, typer.Option(help="as for `probe --groups`")] = "",
+    probe_set: Annotated[list[str] | None, typer.Option(help="as for `probe --set`")] = None,
     launcher: Annotated[
         str, typer.Option(help="local: one process; torchrun: many on this machine; slurm: a job on a cluster")
     ] = "local",
@@ -63,7 +64,10 @@ def pretrain(
         from ctfoundry.settings import with_changes
 
         preparation = preparation_of(with_changes(load_recipe(recipe), change or ()))
-        probe = probe_every, opened(probe_data, preparation, shots=probe_shots, groups=probe_groups)
+        probe = (
+            probe_every,
+            opened(probe_data, preparation, shots=probe_shots, groups=probe_groups, change=probe_set or ()),
+        )
     done = train(
         recipe,
         store,
