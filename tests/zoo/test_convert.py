@@ -217,14 +217,46 @@ def test_flexict_vlm(tmp_path):
     text = {"text_model.backbone.layers.0.mlp.up_proj.weight": torch.rand(4, 4).bfloat16()}
     rest = {"logit_scale": torch.zeros(1), "vlm_vision_projection.weight": torch.rand(8, 288)}
     content = {"model": {**behind("vision_model.", state_of(network)), **text, **rest}}
-    done = zoo.convert(saved(tmp_path / "ct_3d_vlm.pth", content), tmp_path / "out")
-    assert done.card.name == "flexict-vlm-vision"
+    done = zoo.convert(saved(tmp_path / "ct_3d_vlm.pth", content), tmp_path / "out", name="flexict-vlm-vision")
     assert set(done.dropped.values()) == {1}
     assert len(done.dropped) == 3
     encoder = zoo.load_encoder(done.path, device="cpu")
     same_outputs(network, encoder, noise(1, 1, 16, 8, 16), "block1")
     raw = reading.read(tmp_path / "ct_3d_vlm.pth")
     assert set(reading.find(raw).beside) == {*text, *rest}
+
+
+QWEN = {
+    "model_type": "qwen3", "vocab_size": 60, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+}  # fmt: skip
+
+
+@pytest.mark.xdist_group("text")
+def test_the_whole_report_stage_with_its_text_tower(tmp_path, monkeypatch):
+    """Every tensor of the file is in the model, and texts mean the same: the tables of positions too, which no file holds."""
+    from ctfoundry.models.vlm import ImageText
+
+    vision = {"axes": 3, "patch": 8, "size": [144, 2, 2], "rotary": "bfloat16"}
+    card = zoo.CARDS["flexict-vlm"]
+    arguments = {"vision": vision, "text": QWEN, "width": 24}
+    monkeypatch.setitem(zoo.CARDS, "flexict-vlm", replace(card, arguments=arguments, level="block1"))
+    network = ImageText(**arguments).initialise(KEY).eval()
+    worn(network)
+    state = {k: v.bfloat16() if k.startswith("text_model") else v for k, v in state_of(network).items()}
+    done = zoo.convert(saved(tmp_path / "ct_vlm.pth", {"model": state, "iteration": 5}), tmp_path / "out")
+    assert (done.card.name, done.dropped) == ("flexict-vlm", {})
+    assert done.types == {"bfloat16 -> float32": sum(v.dtype == torch.bfloat16 and "rope" not in k for k, v in state.items())}
+    encoder = zoo.load_encoder(done.path, device="cpu")
+    network.load_state_dict({k: v.to(network.state_dict()[k].dtype) for k, v in state.items()})
+    x = noise(1, 1, 16, 8, 16)
+    ids, mask = torch.arange(14).view(2, 7), torch.ones(2, 7, dtype=torch.bool)
+    with torch.no_grad():
+        assert torch.equal(encoder.raw(x, [])[1]["image"], network.features(x, ())[1]["image"])
+        assert torch.equal(encoder.network.text(ids, mask), network.text(ids, mask))
+    gone = {k: v for k, v in state.items() if k != "logit_scale"}
+    with pytest.raises(WeightsError, match="1 missing: logit_scale"):
+        zoo.convert(saved(tmp_path / "b.pth", {"model": gone}), tmp_path / "b")
 
 
 @pytest.mark.usefixtures("small_flexict")

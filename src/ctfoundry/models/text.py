@@ -6,6 +6,7 @@ a BERT pooled by the mean. Nothing is fetched: configuration, weights and tokeni
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -91,6 +92,21 @@ class TextTower(nn.Module):
             return self.proj((hidden * weight).sum(1) / weight.sum(1))
         last = torch.where(mask, torch.arange(mask.shape[1], device=mask.device), -1).amax(1)
         return self.proj(hidden[torch.arange(len(hidden), device=hidden.device), last])
+
+    def restore_buffers(self) -> None:
+        """Set what no file holds (tables of positions) anew: it is lost where a network is made without memory and then loaded.
+
+        The public trainer forgets this and computes with whatever the memory held (reference, 9.2).
+        """
+        library, small = _transformers(), copy.deepcopy(self.backbone.config)
+        small.num_hidden_layers, small.vocab_size = 1, 2  # none of it depends on them
+        kept = self.backbone.state_dict()
+        with torch.device("cpu"):
+            twin = dict(library.AutoModel.from_config(small, dtype=torch.float32).named_buffers())
+        for name, old in list(self.backbone.named_buffers()):
+            if name not in kept:
+                place, _, leaf = name.rpartition(".")
+                self.backbone.get_submodule(place).register_buffer(leaf, twin[name].to(old.device), persistent=False)
 
     @classmethod
     def of_folder(cls, folder: Path, pooling: Pooling = "last") -> TextTower:

@@ -59,6 +59,10 @@ class ImageText(nn.Module):
                     nn.init.trunc_normal_(layer.weight, std=0.02, a=-0.04, b=0.04)
         return self
 
+    def restore_buffers(self) -> None:
+        """The text tower's."""
+        self.text_model.restore_buffers()
+
     @property
     def levels(self) -> tuple[Level, ...]:
         """The trunk's."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from ctfoundry.zoo.convert import Converted, convert
 from ctfoundry.zoo.files import load_model, model_file, save_model, verify_model
 from ctfoundry.zoo.looks import looks
-from ctfoundry.zoo.models import CARDS, build, load_encoder
+from ctfoundry.zoo.models import CARDS, build, load_encoder, register
+from ctfoundry.zoo.pairs import load_vision_language
 
 __all__ = [
     "CARDS",
@@ -14,8 +15,10 @@ __all__ = [
     "convert",
     "load_encoder",
     "load_model",
+    "load_vision_language",
     "looks",
     "model_file",
+    "register",
     "save_model",
     "verify_model",
 ]

@@ -35,6 +35,7 @@ WHOLE_BODY = 118
 _LICENCES = {
     "segresnet-encoder": "Apache-2.0, as reported for the public weights; see the source",
     "flexible-vit": "CC BY-NC-ND 4.0, as stated for the public weights: no commercial use, no sharing of changed copies",
+    "flexict-vlm": "CC BY-NC-ND 4.0, as stated for the public weights; the text tower is Qwen3-Embedding (Apache-2.0), fine-tuned",
     "suprem-unet": "not stated in the file; see github.com/MrGiovanni/SuPreM",
     "suprem-segresnet": "not stated in the file; see github.com/MrGiovanni/SuPreM",
 }
@@ -110,6 +111,12 @@ def convert(
         sources.check_config(raw.config, network, place)
     hint = " ".join([raw.path.name, *([origin.repo] if origin else [])])
     chosen = name or _guess(network, hint, raw.path)
+    if (
+        chosen in models.CARDS
+        and models.CARDS[chosen].architecture == "flexict-vlm"
+        and network.architecture == "flexible-vit"
+    ):
+        network = sources.with_text(network)
     target = _target(out, chosen)
     if name is None and (found := _finished(place, out, chosen, preparation, replace_other)):
         return found
@@ -207,7 +214,7 @@ def _guess(found: Found, hint: str, where: Path) -> str:
     """The zoo's name of what a source holds."""
     if found.architecture == "flexible-vit":
         if any(key.split(".")[0] == "text_model" or ".text_model." in key for key in found.beside):
-            return "flexict-vlm-vision"
+            return "flexict-vlm"
         match = re.search(r"(?<![0-9a-z])([23])d(?![0-9a-z])", hint.lower().replace("_", " "))
         if match:
             return f"flexict-{match[1]}d"
@@ -311,6 +318,8 @@ def _fitting(found: Found) -> list[str]:
 def describe(found: Found) -> str:
     """What a source holds, in words."""
     arguments = found.arguments
+    if found.architecture == "flexict-vlm":
+        return "FlexiCT's transformer with its text tower"
     if found.architecture == "flexible-vit":
         text = " with its text tower" if any("text_model" in key for key in found.beside) else ""
         return f"a FlexiCT transformer ({arguments.get('width')} wide, {arguments.get('blocks')} blocks){text}"

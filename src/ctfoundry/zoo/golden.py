@@ -32,11 +32,12 @@ def golden_of(encoder: Encoder) -> dict[str, Any]:
     """The golden values of an encoder, as the card holds them. Run on the CPU in float32."""
     stride = [max(level.stride[axis] for level in encoder.levels) for axis in range(3)]
     depth = 1 if encoder.extent.mode == "slices" else max(16, 2 * stride[0])
-    channels = int(encoder.card.arguments.get("in_channels", 1))
+    arguments: Mapping[str, Any] = encoder.card.arguments.get("vision", encoder.card.arguments)
+    channels = int(arguments.get("in_channels", 1))
     shape = (1, channels, depth, max(16, 2 * stride[1]), max(16, 2 * stride[2]))
     values = _answer(encoder, shape, encoder.card.vector)
     # Rotary tables in bfloat16 move by thread count and kernel; all else by the order of sums alone.
-    share = 2e-2 if encoder.card.arguments.get("rotary") == "bfloat16" else 1e-3
+    share = 2e-2 if arguments.get("rotary") == "bfloat16" else 1e-3
     scale = max((abs(v) for v in values), default=0.0)
     return {"input": list(shape), "vector": encoder.card.vector, "values": values, "tolerance": share * scale + 1e-6}
 

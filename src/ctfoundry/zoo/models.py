@@ -13,6 +13,7 @@ from ctfoundry.encoder import Card, Encoder
 from ctfoundry.errors import UsageError, WeightsError
 from ctfoundry.infer.passes import Extent
 from ctfoundry.keys import Key
+from ctfoundry.models.text import QWEN3_EMBEDDING
 from ctfoundry.preparation import PREPARATIONS
 from ctfoundry.settings import nearest
 
@@ -85,6 +86,21 @@ CARDS: dict[str, Card] = {
             size="base",
             rotary="bfloat16",
         ),
+        Card(
+            name="flexict-vlm",
+            kind="encoder",
+            architecture="flexict-vlm",
+            arguments={
+                "vision": {"axes": 3, "patch": 8, "size": "base", "rotary": "bfloat16"},
+                "text": dict(QWEN3_EMBEDDING),
+            },
+            preparation=PREPARATIONS["flexict-3d"],
+            extent=Extent("cube", (160, 160, 160)),
+            level="block15",
+            vector="image",
+            weights="random",
+            origin="arXiv 2605.21906",
+        ),
         _flexict("flexict-tiny", Extent("whole"), axes=3, patch=8, size=[144, 4, 2], rotary="float32"),
         # Corrected: the published norm takes the statistics of its batch, in eval mode too (norm="batch").
         _suprem("suprem-unet", "down_tr512", filters=32, norm="running"),
@@ -118,9 +134,16 @@ def _suprem_segresnet(arguments: dict[str, Any]) -> torch.nn.Module:
     return SuPreMSegResNetEncoder(**arguments)
 
 
+def _flexict_vlm(arguments: dict[str, Any]) -> torch.nn.Module:
+    from ctfoundry.models.vlm import ImageText
+
+    return ImageText(**arguments)
+
+
 UNDRAWN: dict[str, Callable[[dict[str, Any]], torch.nn.Module]] = {
     "segresnet-encoder": _segresnet,
     "flexible-vit": _flexible_vit,
+    "flexict-vlm": _flexict_vlm,
     "suprem-unet": _suprem_unet,
     "suprem-segresnet": _suprem_segresnet,
 }
@@ -141,6 +164,22 @@ ARCHITECTURES: dict[str, Callable[[dict[str, Any], Key], torch.nn.Module]] = {na
 """What a card may name: the network of some arguments, its weights drawn from a key. Add a family by adding a function."""
 
 
+def register(architecture: str, make: Callable[[dict[str, Any], Key], torch.nn.Module], *cards: Card) -> None:
+    """Add a family: how its networks are made of a card's arguments and a key, and cards by name (docs/add-a-model.md).
+
+    Raises UsageError for a name that is taken, unless by the same card.
+    """
+    if architecture in UNDRAWN:
+        raise UsageError(f"the architecture {architecture!r} is ours", do="give yours another name")
+    for card in cards:
+        if CARDS.get(card.name, card) != card:
+            raise UsageError(f"a model called {card.name!r} is there already", do="give yours another name")
+        if card.architecture != architecture:
+            raise UsageError(f"card {card.name!r} names the architecture {card.architecture!r}, not {architecture!r}")
+    ARCHITECTURES[architecture] = make
+    CARDS.update({card.name: card for card in cards})
+
+
 def build(card: Card) -> torch.nn.Module:
     """The network that a card describes, with random weights drawn from the card's seed (0 when it has none)."""
     return _made(card, ARCHITECTURES, Key.of("initialise", card.seed or 0))
@@ -154,9 +193,15 @@ def empty(card: Card, *, device: str = "cpu") -> torch.nn.Module:
         network = _made(card, UNDRAWN)
     kept = network.state_dict()
     lost = [name for name, _ in network.named_buffers() if name not in kept]
-    if lost:
+    restore = getattr(network, "restore_buffers", None)
+    if lost and restore is None:
         raise WeightsError(f"{card.architecture} has buffers that no file holds: {', '.join(lost[:3])}")
-    return network if device == "meta" else network.to_empty(device=device)
+    if device == "meta":
+        return network
+    network.to_empty(device=device)
+    if restore is not None:
+        restore()
+    return network
 
 
 def _made(card: Card, table: Mapping[str, Callable[..., torch.nn.Module]], *key: Key) -> torch.nn.Module:

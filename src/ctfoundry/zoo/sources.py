@@ -274,6 +274,21 @@ def classes(found: Found) -> int | None:
     return int(heads[-1].shape[0]) if heads else None
 
 
+PAIR = ("text_model", "logit_scale", "vlm_vision_projection")
+"""What stands beside the trunk in FlexiCT's report stage."""
+
+
+def with_text(found: Found) -> Found:
+    """Trunk, text tower, projection and scale of FlexiCT's report stage, under `ImageText`'s names."""
+    pair = {key: ".".join(_unwrapped(key)) for key in found.beside}
+    kept = {key: name for key, name in pair.items() if name.split(".")[0] in PAIR}
+    state = {f"vision_model.{name}": value for name, value in found.state.items()}
+    state |= {name: found.beside[key] for key, name in kept.items()}
+    beside = {key: value for key, value in found.beside.items() if key not in kept}
+    dropped = {what: count for what, count in found.dropped.items() if not any(part in what for part in PAIR)}
+    return Found("flexict-vlm", found.arguments, state, beside, dropped)
+
+
 def with_decoder(found: Found, where: Path) -> State:
     """Encoder and decoder of a CT-FM segmentation model under `SegResNetDS`'s names; raises WeightsError where there is no decoder."""
     if found.architecture != "segresnet-encoder" or classes(found) is None:
