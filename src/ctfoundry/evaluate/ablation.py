@@ -39,7 +39,6 @@ ARMS: Mapping[str, str] = {
     "simclr-matched": "SimCLR, plain, crops as intra",
     "simclr-intra": "SimCLR, intra-sample, 15 crops",
     "simsiam": "SimSiam, plain, one large crop a scan (published)",
-    "simsiam-matched": "SimSiam, plain, crops as intra",
     "simsiam-intra": "SimSiam, intra-sample",
     "vicreg": "VICReg, plain, one large crop a scan (published)",
     "vicreg-matched": "VICReg, plain, crops as intra",
@@ -48,7 +47,8 @@ ARMS: Mapping[str, str] = {
     "simclr-intra-10": "SimCLR, intra-sample, 10 crops",
     "simclr-intra-20": "SimCLR, intra-sample, 20 crops",
 }
-"""Arms by the name of their recipe (with ``-tiny`` behind it)."""
+"""Arms by the name of their recipe (with ``-tiny`` behind it). SimSiam on matched crops is none of its own: crops do not meet in its
+loss, so that plain and intra-sample are one run there."""
 LEVELS = ("stage2", "stage3", "stage4")
 """What a cell is described by in searches, as in the quickstart."""
 VIEW = (96.0, 128.0, 128.0)
