@@ -8,7 +8,7 @@ import typer
 
 from ctfoundry.cli.common import print_table, show, verb
 
-WHAT = ("loss", "views", "read", "store", "phantom", "pretrain")
+WHAT = ("loss", "views", "read", "store", "phantom", "pretrain", "vit")
 
 
 @verb()
@@ -25,7 +25,8 @@ def bench(
     if what not in WHAT:
         raise UsageError(f"no benchmark is called {what!r}; {nearest(what, WHAT)}")
     rows: list[dict[str, Any]] = importlib.import_module(f"ctfoundry.bench.{what}").run(repeats=repeats)
-    columns = ("name", "ours_s", "other_s", "ratio", "max_error", "threads", "dtype")
+    columns: tuple[str, ...] = ("name", "ours_s", "other_s", "ratio", "max_error", "threads", "dtype")
+    columns += tuple(c for c in ("ours_gib", "other_gib") if any(row.get(c) is not None for row in rows))
     show(
         {"results": rows, "ratio": rows[0]["ratio"]},
         lambda: print_table(columns, [[row.get(c) for c in columns] for row in rows]),

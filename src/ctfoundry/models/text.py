@@ -186,13 +186,13 @@ class Tokenizer:
             raise ContractError("no texts")
         rows = []
         for text in texts:
-            ids = self._fast.encode(text).ids
-            if len(ids) > self.longest:
+            row = self._fast.encode(text).ids
+            if len(row) > self.longest:
                 self.cut += 1
                 self._fast.enable_truncation(self.longest)
-                ids = self._fast.encode(text).ids
+                row = self._fast.encode(text).ids
                 self._fast.no_truncation()
-            rows.append(ids or [self.pad])
+            rows.append(row or [self.pad])
         most = max(map(len, rows))
         ids = torch.tensor([[self.pad] * (most - len(row)) + row for row in rows])
         return ids, torch.tensor([[False] * (most - len(row)) + [True] * len(row) for row in rows])
