@@ -23,11 +23,17 @@ for rank in range(count):
     pid = os.fork()
     if not pid:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count))
+        if count > 1:
+            os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True")
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(f"{folder}/{name}-{rank}", os.O_WRONLY | os.O_CREAT), number)
         exec(compile(source, "script", "exec"), {"__name__": "__main__"})
         sys.exit()
     left[pid] = rank
+if count > 1:  # as torchrun's agent, which outlives what its processes have joined and left
+    from torch.distributed import TCPStore
+
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=True, wait_for_workers=False)
 while left:
     pid, status = os.wait()
     del left[pid]

@@ -9,7 +9,7 @@ import processes
 from ctfoundry import parallel
 
 SCRIPT = """
-import json
+import json, time
 import torch
 from ctfoundry import parallel
 
@@ -30,6 +30,11 @@ with parallel.joined("cpu", timeout=30) as place, parallel.joined("cpu"):
     }
     parallel.barrier()
 found["after"] = parallel.size()
+for late in (0, 1):  # blocks follow one another, also where one process has still to do
+    if parallel.os.environ["RANK"] == str(late):
+        time.sleep(0.2)
+    with parallel.joined("cpu", timeout=20):
+        found[f"again{late}"] = parallel.gather_objects(parallel.rank())
 print(json.dumps(found))
 """
 
@@ -51,6 +56,7 @@ def test_two_processes_see_and_differentiate_what_one_would() -> None:
         assert found["everything"] == data.tolist()
         torch.testing.assert_close(doubles(found["total"]), data.sum(0).detach(), rtol=1e-12, atol=1e-12)
         assert (found["said"], found["all"]) == ("from 0", [0, 1])
+        assert (found["again0"], found["again1"]) == ([0, 1], [0, 1])
 
 
 def test_alone_nothing_is_done(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,9 @@ TIMEOUT = 1800.0
 _apart = False
 """Whether this process is in a block of `alone`."""
 
+_joins = 0
+"""How often this process has joined others."""
+
 
 def rank() -> int:
     """Which of the processes this is; 0 alone."""
@@ -87,8 +90,9 @@ def joined(device: torch.device | str, *, timeout: float = TIMEOUT) -> Iterator[
 
     gloo between CPUs, NCCL between GPUs, where process i of a machine takes GPU i. Without torchrun (no ``WORLD_SIZE`` above 1),
     or inside another such block, nothing is done. When a process fails, the others end with an error: at once where its
-    connection breaks, after `timeout` seconds at the latest.
+    connection breaks, after `timeout` seconds at the latest. Blocks may follow one another, in every process as many.
     """
+    global _joins
     import torch
     import torch.distributed as dist
 
@@ -101,7 +105,13 @@ def joined(device: torch.device | str, *, timeout: float = TIMEOUT) -> Iterator[
         yield place
         return
     backend = "nccl" if place.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    _joins += 1
+    # Under names of its own: a process that is early would find the addresses that the others had in the block before, and wait.
+    patience = timedelta(seconds=timeout)
+    store, own_rank, count = _meeting(os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"))
+    store.set_timeout(patience)
+    apart = dist.PrefixStore(f"ctfoundry-{_joins}", store)
+    dist.init_process_group(backend, store=apart, rank=own_rank, world_size=count, timeout=patience)
     try:
         yield place
     except BaseException:
@@ -137,6 +147,18 @@ def _together() -> bool:
     import torch.distributed as dist
 
     return not _apart and dist.is_available() and dist.is_initialized()
+
+
+@cache
+def _meeting(address: str | None, port: str | None) -> tuple[Any, int, int]:
+    """The store in which processes find each other, with the own rank and their number, from torchrun's variables.
+
+    Kept: process 0 may be its server, and others may ask it when process 0 itself has left a block.
+    """
+    import torch.distributed as dist
+
+    store, rank, count = next(dist.rendezvous("env://", timeout=timedelta(seconds=TIMEOUT)))
+    return store, rank, count
 
 
 @cache
