@@ -12,7 +12,7 @@ from ctfoundry.errors import ContractError
 from ctfoundry.keys import Key
 from ctfoundry.models import narrow
 from ctfoundry.models.initialisation import initialise
-from ctfoundry.models.norm import GroupedBatchNorm1d, GroupedBatchNorm3d, batch_norm_groups, running_statistics
+from ctfoundry.models.norm import GroupedBatchNorm1d, GroupedBatchNorm3d, batch_norm_groups
 from ctfoundry.models.segresnet import SegResNetEncoder
 
 GROUPS = 3
@@ -76,26 +76,11 @@ def test_one_dimensional_groups_equal_separate_passes() -> None:
     torch.testing.assert_close(grouped.running_var, separate.running_var)
 
 
-@pytest.mark.parametrize("kind", [GroupedBatchNorm3d, nn.BatchNorm3d])
-def test_running_statistics_can_be_left_alone(kind: type[nn.BatchNorm3d]) -> None:
-    network = nn.Sequential(kind(3), nn.Conv3d(3, 2, 1), kind(2))
-    before = copy.deepcopy(network.state_dict())
-    x = data(4, 3, 2, 2, 2).float()
-    with running_statistics(network, update=False):
-        still = network(x)
-        network.eval()(x)  # eval mode goes on using them
-        network.train()
-    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
-    assert torch.equal(still, network(x))
-    assert int(network[0].num_batches_tracked) == 1
-    assert not torch.equal(network[0].running_mean, before["0.running_mean"])
-
-
 SYNCHRONISED = """
 import sys
 import torch
 from ctfoundry import parallel
-from ctfoundry.models.norm import GroupedBatchNorm1d, GroupedBatchNorm3d, batch_norm_groups, running_statistics
+from ctfoundry.models.norm import GroupedBatchNorm1d, GroupedBatchNorm3d, batch_norm_groups
 from models.test_norm import GROUPS, ranked_data, ranked_network
 
 with parallel.joined("cpu", timeout=30):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ctfoundry.errors import ContractError
 from ctfoundry.keys import Key
 from ctfoundry.models.patches import inflate_channels, inflate_depth, resize_kernel, resize_matrix
-from ctfoundry.models.rotary import Rotary, RotaryDraw, rotate
+from ctfoundry.models.rotary import Rotary, RotaryDraw, draw_rotary, rotate
 from ctfoundry.models.vit import FlexibleViT, Tokens, draw_depth
 from models.synthetic import fill, noise
 
@@ -109,6 +109,37 @@ def test_golden_rotary_tables(base: FlexibleViT) -> None:
     assert (sin[0, :4].tolist(), sin[5, 10:16].tolist(), cos[23, 22:38].tolist()) == (a, b, c)
 
 
+@torch.no_grad()
+def test_golden_difference_of_rotary_types(base: FlexibleViT) -> None:
+    """How far a CLS token moves where the tables are float32 instead: the reference's own measurement."""
+    line = next(line for line in GOLDEN if line.startswith("bf16-vs-fp32"))
+    expected = [float(v) for v in re.findall(r"(?:cls|cos) (\S+)", line)]
+    x = image("input2d", (2, 1, 48, 64))
+    (published,) = base(x)
+    kept = base.rope_embed_2D
+    base.rope_embed_2D = Rotary(2, 72)
+    try:
+        (exact,) = base(x)
+    finally:
+        base.rope_embed_2D = kept
+    a, b = published.cls, exact.cls
+    assert (a - b).abs().max().item() == pytest.approx(expected[0], abs=2e-3)
+    assert nn.functional.cosine_similarity(a.double(), b.double()).mean().item() == pytest.approx(expected[1], abs=5e-6)
+
+
+def test_every_golden_line_is_read() -> None:
+    known = (
+        "periods",
+        "rope",
+        "bf16-vs-fp32",
+        "2D kernel",
+        "3D kernel",
+        *(f"{a} p{p}" for a in ("2D", "3D") for p in (8, 16)),
+    )
+    assert len(GOLDEN) == 25
+    assert all(line.startswith(known) for line in GOLDEN)
+
+
 # ---------------------------------------------------------------------- literal versions
 
 
@@ -182,6 +213,37 @@ def test_rotary_options_equal_the_literal_version() -> None:
     assert (joined(out) - joined(plain)).abs().max() > 1e-3
 
 
+def test_rotary_draws_stay_in_their_bounds() -> None:
+    """Shift and jitter are drawn for each axis, the rescaling is common; factors are as often above 1 as below."""
+    key, many = Key.of("rotary"), 400
+    draws = [draw_rotary(key(i), 3, shift=0.25, jitter=1.5) for i in range(many)]
+    shift = np.array([d.shift for d in draws])
+    factor = np.log([d.factor for d in draws]) / np.log(1.5)
+    for x, bound in ((shift, 0.25), (factor, 1.0)):
+        assert np.abs(x).max() <= bound
+        assert np.abs(x.mean(0)).max() < 5 * bound / (3 * many) ** 0.5  # five standard errors
+        np.testing.assert_allclose(x.std(0), bound / 3**0.5, rtol=0.1)
+        assert abs(np.corrcoef(x.T)[0, 1]) < 0.25  # each axis its own
+    common = np.log([draw_rotary(key(i), 3, rescale=2.0).factor for i in range(many)]) / np.log(2)
+    np.testing.assert_allclose(common, common[:, :1].repeat(3, 1))
+    assert 0.95 < np.abs(common).max() <= 1
+    assert draw_rotary(key, 2) == RotaryDraw((0.0, 0.0), (1.0, 1.0))
+    assert draw_rotary(key, 2, shift=1.0) == draw_rotary(key, 2, shift=1.0)
+    with pytest.raises(ContractError, match="at least 1"):
+        draw_rotary(key, 2, jitter=0.5)
+
+
+def test_periods_by_their_span() -> None:
+    rope = Rotary(2, 16, span=(0.5, 40.0))
+    np.testing.assert_allclose(rope.periods.numpy(), np.geomspace(0.5, 40, 4), rtol=1e-6)
+    assert tiny(2, rotary_span=(1, 8)).rope_embed_2D.periods[-1] == 8
+    for wrong in ({"span": (0, 1)}, {"span": (2, 1)}, {"mode": "longest"}):
+        with pytest.raises(ContractError):
+            Rotary(2, 16, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(ContractError, match="float16"):
+        tiny(rotary="float16")
+
+
 @pytest.mark.parametrize(("mode", "length"), [("max", 6), ("min", 2)])
 def test_rotary_modes_span_one_length_for_all_axes(mode: str, length: int) -> None:
     sin, _ = Rotary(2, 8, mode=mode)((2, 6))  # type: ignore[arg-type]
@@ -208,6 +270,78 @@ def test_several_sizes_in_one_pass_equal_each_alone() -> None:
         alone = [network(x)[0] for x in inputs]
     for one, other in zip(together, alone, strict=True):
         torch.testing.assert_close(joined(one), joined(other), atol=1e-5, rtol=1e-4)
+
+
+def test_several_patch_sizes_in_one_pass_equal_each_alone() -> None:
+    network, sizes = tiny(), [(4, 4, 4), (2, 8, 4), (3, 6), 8]
+    inputs = [
+        image("a", (2, 1, 8, 8, 8)),
+        image("b", (1, 1, 4, 16, 8)),
+        image("c", (2, 1, 12, 12)),
+        image("d", (1, 1, 8, 8, 16)),
+    ]
+    with torch.no_grad():
+        together = network(inputs, patches=sizes)
+        alone = [network(x, patches=[p])[0] for x, p in zip(inputs, sizes, strict=True)]
+    assert [t.grid for t in together] == [(2, 2, 2), (2, 2, 2), (4, 2), (1, 1, 2)]
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(joined(one), joined(other), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("patch", [(2, 8, 4), (4, 6, 6), 8])
+def test_every_helper_takes_the_patch_of_the_moment(patch: object) -> None:
+    """features, levels, intermediate, forward and the memory estimate of a network whose patch was changed, weights shared."""
+    network, x = tiny(), image("x", (1, 1, 8, 24, 24))
+    other = network.with_patch(patch)  # type: ignore[arg-type]
+    size = (patch,) * 3 if isinstance(patch, int) else patch
+    assert (network.patch, other.patch) == ((4, 4, 4), size)
+    assert other.levels[-1].stride == size
+    assert other.levels[-1].offset == tuple((p - 1) / 2 for p in size)  # type: ignore[union-attr]
+    with torch.no_grad():
+        (out,) = other(x)
+        maps, vectors = other.features(x, ("block1", "block2"))
+        seen = network.intermediate(x, [1, 2], patch=patch)  # type: ignore[arg-type]
+        torch.testing.assert_close(joined(out).double(), literal(network, x, size), atol=2e-5, rtol=1e-4)  # type: ignore[arg-type]
+    for tokens, level in zip(seen, ("block1", "block2"), strict=True):
+        assert tokens.grid == tuple(n // p for n, p in zip((8, 24, 24), size, strict=True))  # type: ignore[call-overload]
+        assert torch.equal(maps[level].flatten(2).transpose(1, 2), tokens.patches)
+    assert torch.equal(vectors["cls"], out.cls)
+    assert (
+        other.peak_bytes((8, 24, 24)) > network.with_patch(8).peak_bytes((8, 24, 24)) * (1 if patch == 8 else 1.5) - 1
+    )
+    assert all(a is b for a, b in zip(network.parameters(), other.parameters(), strict=True))
+
+
+@torch.no_grad()
+def test_ct_and_pet_on_one_grid() -> None:
+    """A network for two images: equal ones give the old answer, other ones the literal one (repeat, divide by the channels)."""
+    network, x, pet = tiny(), image("x", (1, 1, 8, 8, 12)), image("pet", (1, 1, 8, 8, 12))
+    both = network.with_channels(2)
+    assert (network.in_channels, both.in_channels) == (1, 2)
+    (old,), (same,), (mixed,) = network(x), both(torch.cat([x, x], 1)), both(torch.cat([x, pet], 1))
+    torch.testing.assert_close(joined(same), joined(old), atol=1e-5, rtol=1e-4)
+    (mean,) = network((x + pet) / 2)  # the first layer is linear
+    torch.testing.assert_close(joined(mixed), joined(mean), atol=1e-5, rtol=1e-4)
+    assert (joined(mixed) - joined(old)).abs().max() > 1e-3
+    (slices,) = both(image("s", (2, 2, 8, 8)), patches=[8])
+    assert slices.patches.shape == (2, 1, 48)
+    assert both.blocks is network.blocks
+    fresh = FlexibleViT(3, 4, (48, 3, 4), base_patch=4, in_channels=2)
+    fresh.load_state_dict(both.state_dict())
+    with pytest.raises(ContractError, match="2 channels"):
+        both.with_channels(3)
+
+
+@pytest.mark.parametrize(("size", "shape"), [("small", (432, 12)), ("base", (864, 16)), ("large", (1152, 24))])
+def test_sizes(size: str, shape: tuple[int, int]) -> None:
+    """Parameters counted by hand from the reference, 1.1; heads are 72 wide in all."""
+    with torch.device("meta"):
+        network = FlexibleViT(size=size)
+    k, blocks = shape
+    block = 2 * 2 * k + 3 * k * k + (k * k + k) + 2 * k + (4 * k * k + 4 * k) + (4 * k * k + k)
+    patches = (8**2 + 8**3) * k + 2 * k
+    assert sum(p.numel() for p in network.parameters()) == blocks * block + patches + (1 + 4 + 1) * k + 2 * k
+    assert {b.attn.heads * 72 for b in network.blocks} == {k}  # type: ignore[union-attr]
 
 
 def test_masked_patches_are_the_mask_token() -> None:
@@ -301,6 +435,12 @@ def test_features_and_levels() -> None:
         (lambda n: n.intermediate(torch.zeros(1, 1, 8, 8, 8), [3]), "0 to 2"),
         (lambda n: n.intermediate(torch.zeros(1, 1, 8, 8, 8), 4), "3 blocks"),
         (lambda n: n(torch.zeros(1, 1, 8, 8, 8), patches=[(4, 4)]), "3 axes"),
+        (lambda n: n(torch.zeros(1, 1, 8, 9, 8)), "no whole number of patches"),
+        (lambda n: n(torch.zeros(1, 1, 8, 8, 8), patches=[(4, 3, 4)]), "no whole number of patches"),
+        (lambda n: n([torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8, 10)]), "no whole number of patches"),
+        (lambda n: n.intermediate(torch.zeros(1, 1, 8, 8, 7), 1), "no whole number of patches"),
+        (lambda n: n.with_patch(3).features(torch.zeros(1, 1, 8, 8, 8), ()), "no whole number of patches"),
+        (lambda n: n(torch.zeros(1, 2, 8, 8, 8)), "1 channels"),
         (lambda n: FlexibleViT(3, 8, "bse"), "base"),
     ],
 )  # fmt: skip

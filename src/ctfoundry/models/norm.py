@@ -37,6 +37,8 @@ class _Grouped(_BatchNorm):
 
     groups = 1
     sync = True
+    apart = False
+    """Whether its running statistics are of this process' samples only (`train.forward.agree_on_statistics`)."""
 
     def forward(self, x: Float[Tensor, "gb c ..."]) -> Float[Tensor, "gb c ..."]:
         """Normalise; raises ContractError when the groups do not divide the batch."""
@@ -99,7 +101,7 @@ class _Synchronised(torch.autograd.Function):
         parts, axes = x.chunk(groups), [0, *range(2, x.ndim)]
         moments = [torch.var_mean(_precise(part), axes, correction=0) for part in parts]
         own = torch.stack([torch.stack(pair) for pair in zip(*moments, strict=True)])  # (var, mean) g c
-        count = own.new_tensor([x.numel() / (groups * x.shape[1])])
+        count = own.new_full((1,), x.numel() / (groups * x.shape[1]))  # made on the device: nothing waits
         all_own = parallel.all_gather(torch.cat([own.flatten(), count])[None])
         counts = all_own[:, -1, None, None]  # r 1 1
         total = counts.sum()
@@ -153,25 +155,8 @@ def batch_norm_groups(network: nn.Module, groups: int, sync: bool = True) -> Ite
     before = [(norm.groups, norm.sync) for norm in norms]
     try:
         for norm in norms:
-            norm.groups, norm.sync = groups, sync
+            norm.groups, norm.sync, norm.apart = groups, sync, not sync
         yield
     finally:
         for norm, old in zip(norms, before, strict=True):
             norm.groups, norm.sync = old
-
-
-@contextmanager
-def running_statistics(network: nn.Module, update: bool) -> Iterator[None]:
-    """Within the block running statistics are updated, or with `update` False stay as they are, whatever else is the same.
-
-    For passes that compute once more what has been counted already. It also holds for torch's own batch norms.
-    """
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-    before = [norm.track_running_stats for norm in norms]
-    try:
-        for norm, tracked in zip(norms, before, strict=True):
-            norm.track_running_stats = tracked and update
-        yield
-    finally:
-        for norm, tracked in zip(norms, before, strict=True):
-            norm.track_running_stats = tracked

@@ -78,9 +78,23 @@ class PatchEmbed(nn.Module):
         self.axes = axes
         self.proj = kind(in_channels, width, kernel_size=patch, stride=patch)
 
+    @torch.no_grad()
+    def with_channels(self, channels: int) -> PatchEmbed:
+        """The embedding of several images on one grid (`inflate_channels`), its weights its own."""
+        weight = inflate_channels(self.proj.weight, channels)
+        other = PatchEmbed(self.axes, channels, len(weight), self.proj.kernel_size[0]).to(weight.device, weight.dtype)
+        other.proj.weight.copy_(weight)
+        if other.proj.bias is not None and self.proj.bias is not None:
+            other.proj.bias.copy_(self.proj.bias)
+        return other
+
     def forward(self, x: Float[Tensor, "b c ..."], patch: Size) -> Float[Tensor, "b n k"]:
         """Patches in row-major order. Raises ContractError for an input that the patch does not divide."""
         size = tuple(x.shape[2:])
+        if x.ndim != 2 + self.axes or x.shape[1] != self.proj.in_channels:
+            raise ContractError(
+                f"an input of shape {tuple(x.shape)} has not {self.axes} axes behind batch and {self.proj.in_channels} channels"
+            )
         if any(n % p for n, p in zip(size, patch, strict=True)):
             raise ContractError(
                 f"an input of {size} voxels is no whole number of patches of {patch}",

@@ -54,8 +54,8 @@ def _set(norms: list[Grouped], values: list[tuple[int, bool]]) -> None:
 def _spare_statistics(network: nn.Module) -> Iterator[None]:
     """Within the block batch norms write into copies of their running statistics.
 
-    Not without any, as `running_statistics` has it: torch keeps the statistics for the backward pass, and a second pass that kept
-    fewer tensors than the first would not fit it.
+    Not without any: torch keeps the statistics for the backward pass, and a second pass that kept fewer tensors than the first
+    would not fit it.
     """
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     own = [dict(norm._buffers) for norm in norms]

@@ -6,6 +6,7 @@ different sizes go through in one pass without padding: linear layers see all to
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 SIZES: dict[str, tuple[int, int, int]] = {"small": (432, 12, 6), "base": (864, 16, 12), "large": (1152, 24, 16)}
 """Width, blocks and heads; a head is always 72 wide, which 4 and 6 divide."""
+
+ROTARY_TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 DepthDraw = tuple[tuple[tuple["Tensor", "Tensor"], ...], ...]
 """For each block and each input: the samples that its attention and its MLP see (stochastic depth)."""
@@ -167,7 +170,7 @@ class FlexibleViT(nn.Module):
     base_patch : size of the stored kernels, cubic.
     storage : number of storage (register) tokens.
     rotary : type of the rotary tables: "bfloat16" as published, or "float32".
-    rotary_mode : see `Rotary`.
+    rotary_mode, rotary_span : see `Rotary`.
     """
 
     def __init__(
@@ -182,6 +185,7 @@ class FlexibleViT(nn.Module):
         ratio: int = 4,
         rotary: Literal["bfloat16", "float32"] = "float32",
         rotary_mode: Mode = "separate",
+        rotary_span: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if isinstance(size, str) and size not in SIZES:
@@ -196,9 +200,11 @@ class FlexibleViT(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(1, width))
         self.patch_embed_2D = PatchEmbed(2, in_channels, width, base_patch)
         self.patch_embed_3D = PatchEmbed(3, in_channels, width, base_patch)
-        kind = torch.bfloat16 if rotary == "bfloat16" else torch.float32
-        self.rope_embed_2D = Rotary(2, width // heads, kind, rotary_mode)
-        self.rope_embed_3D = Rotary(3, width // heads, kind, rotary_mode)
+        if rotary not in ROTARY_TYPES:
+            raise ContractError(f"rotary tables are not of type {rotary!r}; {nearest(rotary, ROTARY_TYPES)}")
+        span = None if rotary_span is None else (float(rotary_span[0]), float(rotary_span[1]))
+        self.rope_embed_2D = Rotary(2, width // heads, ROTARY_TYPES[rotary], rotary_mode, span)
+        self.rope_embed_3D = Rotary(3, width // heads, ROTARY_TYPES[rotary], rotary_mode, span)
         self.blocks = nn.ModuleList(Block(width, heads, ratio) for _ in range(blocks))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
@@ -225,6 +231,27 @@ class FlexibleViT(nn.Module):
                 nn.init.trunc_normal_(drawn, std=0.02, a=-0.04, b=0.04, generator=generator)
             value.copy_(drawn)
         return self
+
+    # ------------------------------------------------------------------ the same weights for other input
+
+    def with_patch(self, patch: int | Sequence[int]) -> FlexibleViT:
+        """This network with another patch size in `features`, `levels` and whatever else asks it; all weights are shared."""
+        other = copy.copy(self)
+        other.patch = as_size(patch, self.axes)
+        return other
+
+    def with_channels(self, channels: int) -> FlexibleViT:
+        """This network for several images on one grid, such as CT and PET; all weights but the patch kernels are shared.
+
+        Each image gets a share of the kernel (reference, 4.1), so equal images give the old answer. Raises ContractError where the
+        kernel has several channels already.
+        """
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        other.in_channels = channels
+        other.patch_embed_2D = self.patch_embed_2D.with_channels(channels)
+        other.patch_embed_3D = self.patch_embed_3D.with_channels(channels)
+        return other
 
     # ------------------------------------------------------------------ what an encoder asks for
 
@@ -343,13 +370,13 @@ class FlexibleViT(nn.Module):
     ) -> tuple[list[Tokens], dict[int, list[Tensor]]]:
         parts, shapes, tables, grids = [], [], [], []
         for i, (x, size) in enumerate(zip(images, sizes, strict=True)):
-            grid = tuple(n // p for n, p in zip(x.shape[2:], size, strict=True))
             embed, rope = (
                 (self.patch_embed_2D, self.rope_embed_2D)
                 if len(size) == 2
                 else (self.patch_embed_3D, self.rope_embed_3D)
             )
-            tokens = embed(x, size)
+            tokens = embed(x, size)  # refuses an input that the patch does not divide
+            grid = tuple(n // p for n, p in zip(x.shape[2:], size, strict=True))
             if masks is not None and (mask := masks[i]) is not None:
                 tokens = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
             prefix = torch.cat([self.cls_token, self.storage_tokens], 1).expand(len(x), -1, -1).to(tokens.dtype)

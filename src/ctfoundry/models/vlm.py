@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,6 +63,12 @@ class ImageText(nn.Module):
     def restore_buffers(self) -> None:
         """The text tower's."""
         self.text_model.restore_buffers()
+
+    def with_patch(self, patch: int | Sequence[int]) -> ImageText:
+        """This pair with another patch size of its trunk; all weights are shared."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "vision_model": self.vision_model.with_patch(patch)}
+        return other
 
     @property
     def levels(self) -> tuple[Level, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ctfoundry.zoo.convert import Converted, convert
 from ctfoundry.zoo.files import load_model, model_file, save_model, verify_model
 from ctfoundry.zoo.looks import looks
-from ctfoundry.zoo.models import CARDS, build, load_encoder, register
+from ctfoundry.zoo.models import CARDS, build, load_encoder, register, with_patch
 from ctfoundry.zoo.pairs import load_vision_language
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "register",
     "save_model",
     "verify_model",
+    "with_patch",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -213,6 +213,31 @@ def _made(card: Card, table: Mapping[str, Callable[..., torch.nn.Module]], *key:
         return table[card.architecture](dict(card.arguments), *key)
     except TypeError as error:
         raise WeightsError(f"card {card.name!r}: {error}") from error
+
+
+def with_patch(encoder: Encoder, patch: int | Sequence[int]) -> Encoder:
+    """The encoder with another patch size, one number or one an axis; weights are shared, the card says the new size.
+
+    The preparation pads to whole patches, and a cube or window that is none grows to the next one, so nothing is cut off. Golden
+    values are those of the old size, so the card has none. Raises UsageError where the network has no patch to choose.
+    """
+    network: Any = encoder.network
+    if not hasattr(network, "with_patch"):
+        raise UsageError(f"{encoder.card.name} has no patch size to choose", do="take one of the flexict models")
+    network, card, extent = network.with_patch(patch), encoder.card, encoder.extent
+    d, h, w = network.levels[-1].stride
+    size = getattr(network, "vision_model", network).patch
+    arguments = dict(card.arguments)
+    if "vision" in arguments:
+        arguments["vision"] = {**arguments["vision"], "patch": list(size)}
+    else:
+        arguments["patch"] = list(size)
+    if extent.size is not None:
+        a, b, c = (-(-n // p) * p for n, p in zip(extent.size, (d, h, w), strict=True))
+        extent = replace(extent, size=(a, b, c))
+    preparation = replace(encoder.preparation, sizing=replace(encoder.preparation.sizing, multiple=(d, h, w)))
+    card = replace(card, arguments=arguments, preparation=preparation, extent=extent, golden={})
+    return Encoder.of(network, card)
 
 
 def device_of(name: str) -> torch.device:
