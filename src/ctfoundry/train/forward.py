@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from ctfoundry import parallel
@@ -92,15 +93,37 @@ def undisturbed(modules: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def agree_on_statistics(modules: nn.Module) -> None:
-    """Where running statistics differ between processes (batch norm within a scan), all take their mean.
+def agree_on_statistics(modules: nn.Module, before: Mapping[str, Tensor]) -> None:
+    """Running statistics of batch norms that see the samples of their own process only: as if one process had seen all of them.
 
-    They are moving averages, so the mean of each process's is the average over the samples of all.
+    `before` holds the buffers as they were at the beginning of the step. k updates with momentum u take a value r0 to
+    ``(1 - u)^k r0 + s``: each process knows its own s, and those of all follow one another in the order of ranks. Nothing is
+    done where batch norm averages over all processes, which keeps its statistics equal by itself.
     """
-    buffers = [b for b in modules.buffers() if b.is_floating_point()]
-    if parallel.size() == 1 or not buffers:
+    if parallel.size() == 1:
         return
-    everyone = parallel.all_gather(torch.cat([b.flatten() for b in buffers])[None])  # r n
-    mean = torch.where((everyone == everyone[0]).all(0), everyone[0], everyone.mean(0))
-    for buffer, value in zip(buffers, mean.split([b.numel() for b in buffers]), strict=True):
-        buffer.copy_(value.view_as(buffer))
+    norms = {n: m for n, m in modules.named_modules() if isinstance(m, _BatchNorm) and getattr(m, "apart", True)}
+    norms = {name: norm for name, norm in norms.items() if norm.running_mean is not None}
+    if not norms:
+        return
+    kinds = ("running_mean", "running_var")
+    now = torch.cat([norm.get_buffer(kind) for norm in norms.values() for kind in kinds])  # n
+    start = torch.cat([before[f"{name}.{kind}"] for name in norms for kind in kinds])
+    counts = [
+        norm.get_buffer("num_batches_tracked") - before[f"{name}.num_batches_tracked"] for name, norm in norms.items()
+    ]
+    everyone = parallel.all_gather(torch.cat([now, torch.stack(counts).to(now.dtype)])[None])  # r n+k
+    values, updates = everyone.split([len(now), len(norms)], 1)
+    kept = []
+    for norm, count in zip(norms.values(), updates.unbind(1), strict=True):
+        assert norm.momentum is not None, "a mean over all updates so far has no share that stays"
+        kept.append(((1 - norm.momentum) ** count)[:, None].expand(-1, 2 * norm.num_features))
+    merged = start
+    for value, stays in zip(values, torch.cat(kept, 1), strict=True):
+        merged = stays * merged + (value - stays * start)
+    for (name, norm), part, count in zip(
+        norms.items(), merged.split([2 * norm.num_features for norm in norms.values()]), updates.sum(0), strict=True
+    ):
+        for kind, value in zip(kinds, part.chunk(2), strict=True):
+            norm.get_buffer(kind).copy_(value)
+        norm.get_buffer("num_batches_tracked").copy_(before[f"{name}.num_batches_tracked"] + count.long())

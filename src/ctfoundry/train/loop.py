@@ -25,7 +25,7 @@ from ctfoundry.settings import to_data
 from ctfoundry.train import checkpoint
 from ctfoundry.train.data import Quarantine, Samples
 from ctfoundry.train.errors import TrainingError
-from ctfoundry.train.forward import Forward, agree_on_statistics, compiled, undisturbed
+from ctfoundry.train.forward import Forward, compiled, undisturbed
 from ctfoundry.train.journal import Journal
 from ctfoundry.train.monitor import Meters, read_metrics
 from ctfoundry.train.options import FREE, LoopSettings, Precision, resolve_precision
@@ -45,8 +45,8 @@ __all__ = ["FREE", "LoopSettings", "Summary", "fit", "resolve_precision"]
 class Summary:
     """What a run has come to.
 
-    `steps` done of `total` (with a budget of minutes, of as many as fitted); `finished` when the schedule, the budget or the
-    step asked for is reached; `last` is the last log line; `warnings` are all that the run gave, also before it continued.
+    `steps` done of `total` (with a budget of minutes, of as many as fitted); `last` is the last log line; `warnings` are all
+    that the run gave, also before it continued.
     """
 
     steps: int
@@ -188,7 +188,6 @@ def _fit(
     def save() -> None:
         state.seconds = clock.seconds()
         state.skipped = skipped_before + updater.skipped()
-        agree_on_statistics(modules)
         rest = {
             "state": vars(state),
             "settings": to_data(settings),

@@ -10,6 +10,7 @@ import torch
 
 from ctfoundry import parallel
 from ctfoundry.errors import WeightsError
+from ctfoundry.train.forward import agree_on_statistics
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,8 +50,8 @@ class Updater:
             fused=True,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
-        self._buffers = list(modules.buffers())
-        self._before: list[Tensor] = []
+        self._modules = modules
+        self._before: dict[str, Tensor] = {}
         self._skipped, self._streak, self._worst = (torch.zeros((), device=device) for _ in range(3))
 
     def begin(self, rate: float) -> None:
@@ -58,7 +59,7 @@ class Updater:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.zero_grad(set_to_none=True)
-        self._before = [buffer.clone() for buffer in self._buffers]
+        self._before = {name: buffer.clone() for name, buffer in self._modules.named_buffers()}
 
     def backward(self, loss: Tensor) -> None:
         """After the forward pass of a part of a step, if there are several: add its gradients to those of the parts before."""
@@ -81,8 +82,9 @@ class Updater:
             self.optimiser.found_inf = bad  # type: ignore[attr-defined]
         self.scaler.step(self.optimiser)
         self.scaler.update()
-        for buffer, old in zip(self._buffers, self._before, strict=True):
-            buffer.copy_(torch.where(bad.bool(), old, buffer))
+        agree_on_statistics(self._modules, self._before)
+        for name, buffer in self._modules.named_buffers():
+            buffer.copy_(torch.where(bad.bool(), self._before[name], buffer))
         if self.decay is not None:
             new = (1 - self.decay) * (1 - bad)
             for name, average in self.average.items():
