@@ -123,6 +123,9 @@ def test_where_is_a_cell(name):
     """
     card = zoo.CARDS[name]
     width = {"filters": 1} if "filters" in card.arguments else {"size": [12, 2, 1]}
+    if card.architecture == "flexict-vlm":
+        text = {"model_type": "qwen3", "vocab_size": 2, "hidden_size": 8, "num_hidden_layers": 1}
+        width = {"vision": {**card.arguments["vision"], **width}, "text": text, "width": 8}
     narrow = replace(card, arguments={**card.arguments, **width}, level="")
     encoder = Encoder.of(linearised(zoo.build(narrow)), narrow)
     for level in encoder.levels:
@@ -133,7 +136,7 @@ def test_where_is_a_cell(name):
         for axis in range(3):
             if encoder.extent.mode == "slices" and axis == 0:
                 continue  # one slice at a time: there is no other cell
-            whole = card.architecture in ("flexible-vit", "suprem-unet")  # takes whole patches or pools
+            whole = card.architecture in ("flexible-vit", "flexict-vlm", "suprem-unet")  # takes whole patches or pools
             shape = tuple((544 + (not whole) if a == axis else level.stride[a] if whole else 1) for a in range(3))
             cell = tuple(272 // level.stride[axis] if a == axis else 0 for a in range(3))
             found = cell_centre(maps, level, cell, shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 import worlds
 from ctfoundry.encoder import Encoder
-from ctfoundry.errors import ContractError, WeightsError
+from ctfoundry.errors import ContractError, UsageError, WeightsError
 from ctfoundry.keys import Key
 from ctfoundry.models.text import TextTower, Tokenizer, read_config
 from ctfoundry.models.vlm import ImageText
@@ -173,6 +174,45 @@ def test_scans_and_texts_meet_in_one_space(tmp_path: Path) -> None:
     torch.testing.assert_close(image.double(), literal / literal.norm(), rtol=0, atol=1e-6)
     torch.testing.assert_close(model.similarity(scan, texts), text @ image)
     assert model.scale == pytest.approx(1 / 0.07, rel=1e-4)
+
+
+def test_a_pair_from_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Saved, loaded through the zoo with a folder of a tokenizer, and the same similarities; with no network to ask."""
+    import socket
+
+    from ctfoundry import zoo
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    made, scan = pair(tmp_path / "words"), worlds.body(0)
+    with torch.no_grad():
+        made.encoder.network.logit_scale.fill_(1.5)  # type: ignore[union-attr,operator]
+    arguments = {"vision": {"axes": 3, "size": [144, 2, 2]}, "text": TINY, "width": 24}
+    card = replace(made.encoder.card, arguments=arguments)
+    zoo.save_model(replace(made.encoder, card=card), tmp_path / "model" / "pair.safetensors")
+    again = zoo.load_vision_language(tmp_path / "model", tmp_path / "words", device="cpu")
+    assert again.tokenizer.longest == 64  # no more than the tower has places for
+    texts = ["a nodule in the right lung", "no effusion"]
+    assert torch.equal(again.text(texts), made.text(texts))
+    found = again.similarity(scan, texts)
+    assert torch.equal(found, made.similarity(scan, texts))
+    assert found.abs().max() <= 1
+    assert again.scale == pytest.approx(4.4816891, rel=1e-6)  # e to the 1.5
+    # as an encoder of its own, by the same file
+    assert torch.equal(
+        zoo.load_encoder(tmp_path / "model", device="cpu")(scan, vectors=("image",)).vector, again.image(scan)
+    )
+    # texts cut where they are told to be, their end kept
+    short = zoo.load_vision_language(tmp_path / "model", tmp_path / "words", device="cpu", longest=3)
+    assert torch.equal(short.text(["a nodule in the right lung"]), short.text(["a nodule"]))
+    assert short.tokenizer.cut == 1
+    with pytest.raises(WeightsError, match="no tokenizer there"):
+        zoo.load_vision_language(tmp_path / "model", tmp_path, device="cpu")
+    with pytest.raises(UsageError, match="reads no texts"):
+        zoo.load_vision_language("flexict-tiny", tmp_path / "words", weights="random", device="cpu")
 
 
 def test_the_same_key_gives_the_same_network_whatever_the_global_generator_says(tmp_path: Path) -> None:

@@ -122,9 +122,9 @@ def test_golden_difference_of_rotary_types(base: FlexibleViT) -> None:
         (exact,) = base(x)
     finally:
         base.rope_embed_2D = kept
-    a, b = published.cls, exact.cls
+    a, b = published.cls.double(), exact.cls.double()
     assert (a - b).abs().max().item() == pytest.approx(expected[0], abs=2e-3)
-    assert nn.functional.cosine_similarity(a.double(), b.double()).mean().item() == pytest.approx(expected[1], abs=5e-6)
+    assert nn.functional.cosine_similarity(a, b)[0].item() == pytest.approx(expected[1], abs=2e-6)  # the first sample's
 
 
 def test_every_golden_line_is_read() -> None:

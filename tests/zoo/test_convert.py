@@ -246,7 +246,9 @@ def test_the_whole_report_stage_with_its_text_tower(tmp_path, monkeypatch):
     state = {k: v.bfloat16() if k.startswith("text_model") else v for k, v in state_of(network).items()}
     done = zoo.convert(saved(tmp_path / "ct_vlm.pth", {"model": state, "iteration": 5}), tmp_path / "out")
     assert (done.card.name, done.dropped) == ("flexict-vlm", {})
-    assert done.types == {"bfloat16 -> float32": sum(v.dtype == torch.bfloat16 and "rope" not in k for k, v in state.items())}
+    assert done.types == {
+        "bfloat16 -> float32": sum(v.dtype == torch.bfloat16 and "rope" not in k for k, v in state.items())
+    }
     encoder = zoo.load_encoder(done.path, device="cpu")
     network.load_state_dict({k: v.to(network.state_dict()[k].dtype) for k, v in state.items()})
     x = noise(1, 1, 16, 8, 16)
@@ -300,6 +302,17 @@ def test_suprem_unet(tmp_path):
     assert len(encoder.network.state_dict()) == 56
     same_outputs(whole, encoder, noise(2, 1, 16, 16, 24), "down_tr512")
     assert encoder.card.arguments["norm"] == "running"
+    # the same file as published: batch statistics in eval mode too
+    done = zoo.convert(tmp_path / "supervised_suprem_unet_2100.pth", tmp_path / "out", name="suprem-unet-published")
+    published = SuPreMEncoder(norm="batch").eval()
+    published.load_state_dict({k: v for k, v in whole.state_dict().items() if k in published.state_dict()})
+    again = zoo.load_encoder(done.path, device="cpu")
+    x = noise(2, 1, 16, 16, 24)
+    same_outputs(published, again, x, "down_tr512")
+    with torch.no_grad():
+        maps = [one.raw(x, ["down_tr512"])[0]["down_tr512"] for one in (encoder, again)]
+    assert (maps[0] - maps[1]).abs().max() > 1e-2
+    assert again.card.arguments["norm"] == "batch"
 
 
 @pytest.mark.monai

@@ -49,11 +49,11 @@ def _flexict(name: str, extent: Extent, *, preparation: str = "", vector: str = 
     )
 
 
-def _suprem(name: str, level: str, **arguments: Any) -> Card:
+def _suprem(name: str, architecture: str, level: str, **arguments: Any) -> Card:
     return Card(
         name=name,
         kind="encoder",
-        architecture=name,
+        architecture=architecture,
         arguments={"in_channels": 1, **arguments},
         preparation=PREPARATIONS["suprem"],
         extent=Extent("windows", (96, 96, 96), 0.25),
@@ -102,9 +102,10 @@ CARDS: dict[str, Card] = {
             origin="arXiv 2605.21906",
         ),
         _flexict("flexict-tiny", Extent("whole"), axes=3, patch=8, size=[144, 4, 2], rotary="float32"),
-        # Corrected: the published norm takes the statistics of its batch, in eval mode too (norm="batch").
-        _suprem("suprem-unet", "down_tr512", filters=32, norm="running"),
-        _suprem("suprem-segresnet", "stage3", filters=16, blocks=[1, 2, 2, 4]),
+        # Corrected, and as published: there the norm takes the statistics of its batch, in eval mode too.
+        _suprem("suprem-unet", "suprem-unet", "down_tr512", filters=32, norm="running"),
+        _suprem("suprem-unet-published", "suprem-unet", "down_tr512", filters=32, norm="batch"),
+        _suprem("suprem-segresnet", "suprem-segresnet", "stage3", filters=16, blocks=[1, 2, 2, 4]),
     )
 }
 """The zoo: architecture, preparation and extent by name. No weights are shipped."""
