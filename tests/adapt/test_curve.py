@@ -47,6 +47,7 @@ def test_a_probed_run_is_the_run_it_would_have_been(tmp_path: Path, labelled: Pa
     assert top == max(rows, key=lambda row: row["dice"])
     assert json.loads((probed / "run.json").read_text())["results"]["best_checkpoint"] == top
     assert best_text(top).startswith(f"best checkpoint: step {top['step']}, macro Dice {top['dice']:.3f} of 2 ")
+    assert ["untrained" in best_text({**top, "step": step}) for step in (0, 3)] == [True, False]
 
     # what was probed is kept, ready to load, and is what the run had at that step
     last = zoo.load_encoder(kept(probed, 6), device="cpu")
@@ -118,5 +119,7 @@ def test_command_line(
         adapt.probe(str(folder), labelled, task="detection")
     with pytest.raises(UsageError, match="both --probe-every and --probe-data"):
         training.pretrain(str(toy), tmp_path / "store", folder, probe_every=2)
+    with pytest.raises(UsageError, match="nowhere: is no folder of labelled scans"):
+        training.pretrain(str(toy), tmp_path / "store", folder, **{**probing, "probe_data": tmp_path / "nowhere"})
     with pytest.raises(UsageError, match="not the folder of a pretraining run"):
         adapt.probe(str(tmp_path), labelled, checkpoints=True)

@@ -143,6 +143,18 @@ def test_the_probe_curve_marks_the_best_and_shows_intervals(tmp_path: Path) -> N
         r'<tr class="marked"><th[^>]*>40</th><td[^>]*>0.553</td><td[^>]*>0.493</td><td[^>]*>0.603</td>', page
     )
     assert "0.547" in text  # a step probed again counts with its last line
+    assert "untrained" not in text
+
+
+def test_an_untrained_encoder_that_probes_best_is_called_one(tmp_path: Path) -> None:
+    probe: list[dict[str, Any]] = [
+        {"step": step, "dice": 0.5 - step / 1000, "low": None, "high": None, "probe": "a"} for step in (0, 20)
+    ]
+    probe.append({"step": 20, "dice": 0.9, "low": None, "high": None, "probe": "of other scans"})
+    text = words(report.write_report(make_run(tmp_path / "run", [row(20)], probe=probe)))
+    assert "No checkpoint is better than the untrained encoder" in text
+    assert "best probe Dice, step 0, untrained" in text
+    assert "0.900" not in text  # numbers of two probes never meet
 
 
 def test_what_went_wrong_is_told_without_paths(tmp_path: Path) -> None:
@@ -152,12 +164,13 @@ def test_what_went_wrong_is_told_without_paths(tmp_path: Path) -> None:
         "OSError: ~/hidden/c.bin and n/a of 3/4",
     )
     bad = [{"id": f"scan{i}", "position": i, "reason": reason} for i, reason in enumerate(reasons)]
+    lists = {"quarantine": bad[:2], "quarantine-1": bad[1:]}  # of two processes
     rows = [
         row(10),
         row(20, skipped=3),
         {"step": 20, "warning": "skipped", "text": "skipped: 3 steps without finite gradients"},
     ]
-    text = words(report.write_report(make_run(tmp_path / "run", rows, quarantine=bad)))
+    text = words(report.write_report(make_run(tmp_path / "run", rows, **lists)))
     assert "not finite: 3 (15.00%)" in text
     assert "could not be read: 3 ." in text
     assert "skipped: 3 steps without finite gradients" in text

@@ -183,6 +183,18 @@ def test_options_of_the_launcher_do_not_reach_the_processes() -> None:
         "--json",
     ]
     assert without_launcher(line) == ["pretrain", "x", "--set", "a=--gpus", "--json"]
+    probing = [
+        "--probe-every",
+        "5",
+        "--probe-data=d",
+        "--probe-shots",
+        "2",
+        "--probe-groups",
+        "g",
+        "--probe-set",
+        "k=v",
+    ]
+    assert without_launcher([*line, *probing]) == ["pretrain", "x", "--set", "a=--gpus", "--json", *probing]
 
 
 def test_what_the_job_decides_itself_is_refused() -> None:

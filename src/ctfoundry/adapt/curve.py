@@ -141,9 +141,12 @@ def best(run: Path, digest: str) -> dict[str, Any] | None:
 
 
 def best_text(row: Mapping[str, Any]) -> str:
-    """The best checkpoint in words, with its interval."""
+    """The best checkpoint in words, with its interval; step 0 is the encoder with random weights, and is said to be."""
     tail = f" [{row['low']:.3f}, {row['high']:.3f}]" if row["low"] is not None else ""
-    return f"best checkpoint: step {row['step']}, macro Dice {row['dice']:.3f}{tail} of {row['patients']} validation patients"
+    said = f"best checkpoint: step {row['step']}, macro Dice {row['dice']:.3f}{tail} of {row['patients']} validation patients"
+    return (
+        said if row["step"] else f"{said}; that is the untrained encoder, so by this probe training has gained nothing"
+    )
 
 
 def probe_steps(

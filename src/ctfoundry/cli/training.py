@@ -52,10 +52,12 @@ def pretrain(
 
     if (probe_every is None) is not (probe_data is None):
         raise UsageError("probing needs both --probe-every and --probe-data")
-
+    if probe_data is not None and not probe_data.is_dir():  # a job in a queue would tell hours later
+        raise UsageError("is no folder of labelled scans", where=probe_data)
     if check_launcher(launcher, gpus, nodes, slurm or ()) != "local":
         return _launch(recipe, store, run, change or [], launcher, gpus, nodes, slurm or [], device)
     leads = os.environ.get("RANK", "0") == "0"
+    state.quiet |= not leads
     probe = None
     if probe_every is not None and probe_data is not None:
         from ctfoundry.cli.adapt import opened
@@ -76,7 +78,7 @@ def pretrain(
         steps=steps,
         changes=change or (),
         device=device,
-        quiet=state.quiet or not leads,
+        quiet=state.quiet,
         command=["pretrain", Path(recipe).name, *[f"--set {c}" for c in change or ()]],
         probe=probe,
     )

@@ -56,7 +56,7 @@ class Run:
     rows, warnings : of ``metrics.jsonl``.
     quarantined : scans left out, with reasons.
     kept : steps of the checkpoints that are there.
-    probe : rows of ``probe.jsonl`` (``step``, ``dice``, ``low``, ``high``), by step.
+    probe : rows of one probe in ``probe.jsonl`` (``step``, ``dice``, ``low``, ``high``), by step.
     record : ``run.json``, where it belongs to the last step.
     device : that it trains on.
     """
@@ -146,17 +146,35 @@ def read_run(folder: Path, *, device: str = "") -> Run:
         raise UsageError("is no pretraining run with a log line", where=folder, do="run `ctfoundry pretrain` into it")
     if record.get("results", {}).get("steps") != rows[-1]["step"]:
         record = {}  # of an earlier call: the run has gone on
-    probe = {row["step"]: row for row in read_lines(folder / "probe.jsonl") if _finite(row.get("dice"))}
     return Run(
         recipe,
         rows,
         warnings,
-        read_lines(folder / "quarantine.jsonl"),
+        _quarantined(folder),
         checkpoint.steps(folder / "checkpoints"),
-        [probe[step] for step in sorted(probe)],
+        _probed(folder),
         record,
         device or str(record.get("device", "")),
     )
+
+
+def _quarantined(folder: Path) -> list[Mapping[str, Any]]:
+    """Scans left out, each once: every process of a run has a list of its own."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for path in sorted(folder.glob("quarantine*.jsonl")):
+        for line in read_lines(path):
+            found.setdefault(str(line.get("id")), line)
+    return list(found.values())
+
+
+def _probed(folder: Path) -> list[Mapping[str, Any]]:
+    """Rows of one probe by step, that with the most steps: numbers of other scans or settings do not compare."""
+    probes: dict[Any, dict[int, Mapping[str, Any]]] = {}
+    for line in read_lines(folder / "probe.jsonl"):
+        if _finite(line.get("dice")):
+            probes.setdefault(line.get("probe"), {})[line["step"]] = line
+    rows = max(probes.values(), key=lambda rows: (len(rows), max(rows)), default={})
+    return [rows[step] for step in sorted(rows)]
 
 
 def verdict(run: Run) -> Verdict:
@@ -238,7 +256,8 @@ def _summary(run: Run) -> Iterator[Section]:
         items.append((f"{run.record['results']['patients']}", "patients"))
     items.append((_number(last.get("samples_per_s")), "scans a second"))
     if run.best is not None:
-        items.append((f"{run.best['dice']:.3f}", f"best probe Dice, step {run.best['step']}"))
+        untrained = "" if run.best["step"] else ", untrained"
+        items.append((f"{run.best['dice']:.3f}", f"best probe Dice, step {run.best['step']}{untrained}"))
     yield Numbers(items)
     yield Prose(_OBJECTIVES.get(run.recipe.get("objective", ""), ""))
 
@@ -322,6 +341,12 @@ def _probe(run: Run) -> Iterator[Section]:
     dice = [float(row["dice"]) for row in run.probe]
     low, high = ([_value(row.get(end)) for row in run.probe] for end in ("low", "high"))
     yield Heading("Probe")
+    if run.best["step"] == 0:
+        yield Callout(
+            "The best row is step 0, the encoder with random weights: by this probe training has gained nothing so far.",
+            "No checkpoint is better than the untrained encoder",
+            "warning",
+        )
     yield Figure(
         charts.lines(
             {"Dice": (steps, dice)},
@@ -337,7 +362,8 @@ def _probe(run: Run) -> Iterator[Section]:
         ("step", "Dice", "low", "high"),
         [(row["step"], *(_dice(row.get(name)) for name in ("dice", "low", "high"))) for row in run.probe],
         align="rrrr",
-        caption="Probed checkpoints; the marked one is the best. Intervals that overlap do not tell checkpoints apart.",
+        caption="Probed checkpoints; the marked one is the best. Step 0 is the encoder with random weights. Intervals that overlap do "
+        "not tell checkpoints apart.",
         marked=[steps.index(run.best["step"])],
     )
 
