@@ -111,8 +111,8 @@ def test_blended_windows_against_a_literal_sum():
     level = encoder.level("stage3")
     total = torch.zeros(level.channels, *(n // 8 for n in padded.shape[1:]))
     mass = torch.zeros(total.shape[1:])
-    profile = [torch.exp(-0.5 * ((torch.arange(n) + 0.5 - n / 2) / (n / 8)) ** 2).clamp_min(1e-3) for n in (4, 4, 4)]
-    weight = torch.einsum("i,j,k->ijk", *profile)
+    profile = [torch.exp(-0.5 * ((torch.arange(n) + 0.5 - n / 2) / (n / 8)) ** 2) for n in (4, 4, 4)]
+    weight = torch.einsum("i,j,k->ijk", *profile).clamp_min(1e-3)
     with torch.no_grad():
         for a in range(0, padded.shape[1] - 31, 16):
             for b in range(0, padded.shape[2] - 31, 16):

@@ -41,7 +41,7 @@ class Card:
     """What a model is, where it comes from, and what it was and was not tested on; stored as JSON beside the weights."""
 
     name: str
-    kind: Literal["encoder"]
+    kind: Literal["encoder", "segmenter"]
     architecture: str
     arguments: Mapping[str, Any]
     preparation: Preparation
@@ -59,6 +59,17 @@ class Card:
     source: Mapping[str, Any] = field(default_factory=dict)
     golden: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    """Of a segmenter's outputs in order, the background first; an encoder has none, a segmenter no `level` and no `vector`."""
+
+
+def fast_layout(network: torch.nn.Module) -> None:
+    """Kernels in channels-last order where all weights are on a CPU: oneDNN's 3D convolutions take about two thirds of the time then
+    (docs/performance.md)."""
+    if all(p.device.type == "cpu" for p in network.parameters()):
+        for weight in network.parameters():
+            if weight.ndim == 5:
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)
 
 
 class Backbone(Protocol):
@@ -183,11 +194,7 @@ class Encoder:
     def of(cls, network: torch.nn.Module, card: Card) -> Encoder:
         """The encoder that `card` describes, around `network`, which it takes over (eval mode, memory layout)."""
         backbone: Any = network
-        if all(p.device.type == "cpu" for p in network.parameters()):
-            # oneDNN's 3D convolutions take about two thirds of the time in this layout (docs/performance.md)
-            for weight in network.parameters():
-                if weight.ndim == 5:
-                    weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)
+        fast_layout(network)
         return cls(
             network.eval(), card.preparation, card.extent, tuple(backbone.levels), (*backbone.tokens, *POOLS), card
         )

@@ -1,7 +1,8 @@
 """Passes of a network over one prepared scan: whole, by slices, or by overlapping windows.
 
-All of them yield `Piece`s: finished cells, a range along axis 0 at a time, so that a caller may keep, project or write them
-without ever holding the whole map.
+Those of encoders yield `Piece`s: finished cells, a range along axis 0 at a time, so that a caller may keep, project or write
+them without ever holding the whole map. `dense`, for networks with one output a voxel, yields finished slices in the same way:
+one loop over windows serves both, and what it holds is as thick as one window.
 """
 
 from __future__ import annotations
@@ -122,11 +123,31 @@ def pad_to_windows(x: Float[Tensor, "c d h w"], size: Vec3, step: Vec3) -> Float
     return torch.nn.functional.pad(x, (0, grow[2], 0, grow[1], 0, grow[0]), value=float(x.min()))
 
 
+def shifted_starts(shape: Vec3, size: Vec3, overlap: float) -> list[list[int]]:
+    """Starts along each axis as MONAI's sliding windows have them: steps of int(size * (1 - overlap)), at least 1, the last window
+    moved back so that it ends with the scan."""
+    found = []
+    for n, p in zip(shape, size, strict=True):
+        step = max(int(p * (1 - overlap)), 1)
+        found.append([min(start, n - p) for start in range(0, n - p + step, step)] if n > p else [0])
+    return found
+
+
+def window_weight(window: Vec3, blend: str) -> Float[Tensor, "d h w"]:
+    """Weights of a window's cells: all one, or a Gaussian with deviations of an eighth of the window, never below 1e-3 or its own
+    smallest value, whichever is larger (as MONAI)."""
+    if blend == "mean":
+        return torch.ones(window)
+    axes = [torch.exp(-0.5 * ((torch.arange(n) + 0.5 - n / 2) / (0.125 * n)) ** 2) for n in window]
+    weight = axes[0][:, None, None] * axes[1][:, None] * axes[2]
+    return weight.clamp_min(max(float(weight.min()), 1e-3))
+
+
 def window_batches(
-    x: Float[Tensor, "c d h w"], size: Vec3, starts: list[tuple[int, int, int]]
+    x: Float[Tensor, "c d h w"], size: Vec3, starts: list[tuple[int, int, int]], batch: int | None = None
 ) -> Iterator[tuple[list[tuple[int, int, int]], Float[Tensor, "b c d h w"]]]:
-    """Windows at `starts` in batches of bounded size."""
-    batch = max(1, WINDOW_BATCH_VOXELS // (size[0] * size[1] * size[2]))
+    """Windows at `starts` in batches of bounded size, or of `batch`."""
+    batch = batch or max(1, WINDOW_BATCH_VOXELS // (size[0] * size[1] * size[2]))
     for first in range(0, len(starts), batch):
         part = starts[first : first + batch]
         yield part, torch.stack([x[:, a : a + size[0], b : b + size[1], c : c + size[2]] for a, b, c in part])
@@ -143,7 +164,7 @@ def _windows(
     rows, columns, lines = window_starts(shape, size, step)
     x = pad_to_windows(x, size, step)
     sums = {level.name: _Blend(level, shape, size, extent.blend, x) for level in levels}
-    for row in rows:
+    for row, following in _rows(rows):
         seen: dict[str, list[Tensor]] = {}
         for part, batch in window_batches(x, size, list(itertools.product([row], columns, lines))):
             maps, tokens = forward(batch)
@@ -151,53 +172,115 @@ def _windows(
                 blend.add(part, maps[blend.level.name])
             for name, vectors in tokens.items():
                 seen.setdefault(name, []).append(vectors)
-        final = row + step[0] if row != rows[-1] else None
         yield Piece(
-            {name: blend.take(final) for name, blend in sums.items()}, {name: torch.cat(v) for name, v in seen.items()}
+            {name: _piece(blend, following) for name, blend in sums.items()},
+            {name: torch.cat(v) for name, v in seen.items()},
         )
 
 
+def dense(
+    forward: Callable[[Tensor], Tensor],
+    x: Float[Tensor, "c d h w"],
+    extent: Extent,
+    *,
+    air: float = 0.0,
+    batch: int | None = None,
+    slab: Callable[[int], int] = lambda _: 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[int, Float[Tensor, "n k h w"]]]:
+    """What a network gives for each voxel, from overlapping windows: (first slice, slices) along axis 0, each slice once, in order.
+
+    Blended, the slices are what MONAI's `sliding_window_inference` returns. They lie where `x` lies; `forward` may work
+    elsewhere. At most as many slices as a window has are held, and one slab.
+
+    Parameters
+    ----------
+    forward : a batch of windows (b, c, d, h, w) to outputs (b, k, d, h, w).
+    extent : windows, or the whole scan as one.
+    air : what a scan smaller than a window is padded with, on both sides (the far end gets the odd voxel).
+    batch : windows in one pass (default: WINDOW_BATCH_VOXELS).
+    slab : the most slices to yield at once, given the number of outputs k.
+    progress : called with windows done and windows in all.
+    """
+    if extent.mode not in ("whole", "windows"):
+        raise ContractError(f"each voxel needs an answer, which extent {extent.mode!r} does not give")
+    shape: Vec3 = (x.shape[1], x.shape[2], x.shape[3])
+    size = extent.size or shape
+    before = [max(p - n, 0) // 2 for n, p in zip(shape, size, strict=True)]
+    after = [max(p - n, 0) - b for n, p, b in zip(shape, size, before, strict=True)]
+    if any(after):
+        width = [v for b, a in zip(before[::-1], after[::-1], strict=True) for v in (b, a)]
+        x = torch.nn.functional.pad(x, width, value=air)
+    padded: Vec3 = (x.shape[1], x.shape[2], x.shape[3])
+    rows, columns, lines = shifted_starts(padded, size, extent.overlap)
+    blend = _Blend(Level("dense", 0, (1, 1, 1)), padded, size, extent.blend, x)
+    done, count = 0, len(rows) * len(columns) * len(lines)
+    inner = (slice(before[1], before[1] + shape[1]), slice(before[2], before[2] + shape[2]))
+    for row, following in _rows(rows):
+        for part, windows in window_batches(x, size, list(itertools.product([row], columns, lines)), batch):
+            outputs = forward(windows)
+            blend.add(part, outputs)
+            done += len(part)
+            if progress is not None:
+                progress(done, count)
+        for start, slices in blend.take(following, slab(outputs.shape[1])):
+            low, high = max(start, before[0]), min(start + len(slices), before[0] + shape[0])
+            if low < high:
+                yield low - before[0], slices[low - start : high - start, :, *inner]
+
+
+def _rows(starts: list[int]) -> Iterator[tuple[int, int | None]]:
+    """Each start along axis 0 and the next one, before which all is finished (None after the last)."""
+    return zip(starts, (*starts[1:], None), strict=True)
+
+
+def _piece(blend: _Blend, voxel: int | None) -> tuple[int, Float[Tensor, "c k h w"]]:
+    first = blend.first
+    parts = [slices for _, slices in blend.take(voxel)]
+    return first, (parts[0] if len(parts) == 1 else torch.cat(parts)).transpose(0, 1)
+
+
 class _Blend:
-    """Weighted sums of overlapping windows' cells; holds only the cells that later windows can still touch."""
+    """Weighted sums of overlapping windows' cells, in a ring of slices as long as one window: all that later windows can still touch."""
 
     def __init__(self, level: Level, shape: Vec3, size: Vec3, blend: str, x: Tensor) -> None:
         self.level, self.cells = level, cells(shape, level)
         self.covered = cells((x.shape[1], x.shape[2], x.shape[3]), level)
         self.window = cells(size, level)
-        axes = [_profile(n, blend).to(x.device) for n in self.window]
-        self.weight = axes[0][:, None, None] * axes[1][:, None] * axes[2]
-        self.total = torch.zeros(level.channels, 0, *self.covered[1:], device=x.device)
-        self.mass = torch.zeros(0, *self.covered[1:], device=x.device)
+        self.weight = window_weight(self.window, blend).to(x.device)
+        self.mass = torch.zeros(self.window[0], 1, *self.covered[1:], device=x.device)
+        self.total: Tensor | None = None  # (slices, channels, h, w), when the channels are known
         self.first = 0
 
-    def add(self, starts: list[tuple[int, int, int]], maps: Tensor) -> None:
+    def add(self, starts: list[tuple[int, int, int]], maps: Float[Tensor, "b c d h w"]) -> None:
+        if self.total is None:
+            self.total = self.mass.new_zeros(self.window[0], maps.shape[1], *self.covered[1:])
+        maps = maps.to(self.mass.device, torch.float32)
         for start, data in zip(starts, maps, strict=True):
             a, b, c = (v // s for v, s in zip(start, self.level.stride, strict=True))
-            grow = a + self.window[0] - self.first - self.total.shape[1]
-            if grow > 0:
-                self.total = torch.nn.functional.pad(self.total, (0, 0, 0, 0, 0, grow))
-                self.mass = torch.nn.functional.pad(self.mass, (0, 0, 0, 0, 0, grow))
-            at = (
-                slice(a - self.first, a - self.first + self.window[0]),
-                slice(b, b + self.window[1]),
-                slice(c, c + self.window[2]),
-            )
-            self.total[(slice(None), *at)] += data.float() * self.weight
-            self.mass[at] += self.weight
+            plane = (slice(None), slice(b, b + self.window[1]), slice(c, c + self.window[2]))
+            for low, place in self._places(a, a + self.window[0]):
+                within = slice(low - a, low - a + place.stop - place.start)
+                weight = self.weight[within][:, None]
+                self.total[(place, *plane)].addcmul_(data[:, within].transpose(0, 1), weight)
+                self.mass[(place, *plane)] += weight
 
-    def take(self, voxel: int | None) -> tuple[int, Tensor]:
-        """The cells before `voxel` along axis 0 (all when None), cut to those of the unpadded scan."""
-        start = self.first
-        last = self.first + self.total.shape[1] if voxel is None else voxel // self.level.stride[0]
-        count = last - start
-        done = self.total[:, :count] / self.mass[:count]
-        self.total, self.mass, self.first = self.total[:, count:], self.mass[count:], last
-        return start, done[:, : max(self.cells[0] - start, 0), : self.cells[1], : self.cells[2]]
+    def _places(self, low: int, high: int, most: int | None = None) -> Iterator[tuple[int, slice]]:
+        """Where slices `low` to `high` lie in the ring: (first slice, range), each range without a break and at most `most` long."""
+        ring = self.window[0]
+        while low < high:
+            at = low % ring
+            count = min(high - low, ring - at, most or ring)
+            yield low, slice(at, at + count)
+            low += count
 
-
-def _profile(n: int, blend: str) -> Float[Tensor, "n"]:
-    """Weights along one axis of a window: all one, or a Gaussian of an eighth of the window, never below 1e-3 (as MONAI)."""
-    if blend == "mean":
-        return torch.ones(n)
-    x = (torch.arange(n) + 0.5 - n / 2) / (0.125 * n)
-    return torch.exp(-0.5 * x * x).clamp_min(1e-3)
+    def take(self, voxel: int | None, most: int | None = None) -> Iterator[tuple[int, Float[Tensor, "n c h w"]]]:
+        """The slices before `voxel` along axis 0 (all when None), cut to the unpadded scan, at most `most` at once; they leave the ring."""
+        assert self.total is not None
+        last = self.covered[0] if voxel is None else voxel // self.level.stride[0]
+        begin, self.first = self.first, last
+        for start, place in self._places(begin, last, most):
+            done = self.total[place] / self.mass[place]
+            self.total[place].zero_()
+            self.mass[place].zero_()
+            yield start, done[: max(self.cells[0] - start, 0), :, : self.cells[1], : self.cells[2]]

@@ -83,6 +83,19 @@ class SegResNetDS(nn.Module):
 
         Raises ContractError unless each axis is a multiple of the deepest stride (16 with five stages).
         """
+        return [head(features) for head, features in self._features(x)][::-1]
+
+    @property
+    def head(self) -> nn.Conv3d:
+        """What turns `trunk` into the logits of full resolution: linear, voxel by voxel."""
+        return cast("nn.Conv3d", cast("UpStage", self.up_layers[-1]).head)
+
+    def trunk(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b f d h w"]:
+        """The features of full resolution: ``head(trunk(x))`` are the logits. There are as many as filters, fewer than most label
+        systems have classes, so whole scans are stitched and resampled before the head (`infer.onto`)."""
+        return self._features(x)[-1][1]
+
+    def _features(self, x: Float[Tensor, "b c d h w"]) -> list[tuple[nn.Conv3d, Float[Tensor, "b f di hi wi"]]]:
         if any(n % self.multiple for n in x.shape[2:]):
             raise ContractError(
                 f"an input of {tuple(x.shape[2:])} voxels is no multiple of {self.multiple}",
@@ -94,8 +107,8 @@ class SegResNetDS(nn.Module):
             stage = cast("UpStage", step)
             x = stage(x, skip)
             if isinstance(stage.head, nn.Conv3d):
-                found.append(stage.head(x))
-        return found[::-1]
+                found.append((stage.head, x))
+        return found
 
     def forward(
         self, x: Float[Tensor, "b c d h w"]
@@ -103,4 +116,4 @@ class SegResNetDS(nn.Module):
         """In train mode `outputs`, in eval mode the logits of full resolution alone."""
         if self.training:
             return self.outputs(x)
-        return self.outputs(x)[0]
+        return self.head(self.trunk(x))
