@@ -2,7 +2,7 @@
 
 >>> import ctfoundry as ct
 >>> sorted(ct.__all__)
-['Volume', 'find', 'load_encoder', 'read', 'write']
+['Volume', 'find', 'load_encoder', 'load_segmenter', 'read', 'segment', 'write']
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0.dev0"
-__all__ = ["Volume", "find", "load_encoder", "read", "write"]
+__all__ = ["Volume", "find", "load_encoder", "load_segmenter", "read", "segment", "write"]
 
 if TYPE_CHECKING:
     from ctfoundry.io import read, write
     from ctfoundry.retrieval.search import find
     from ctfoundry.volume import Volume
-    from ctfoundry.zoo import load_encoder
+    from ctfoundry.zoo import load_encoder, load_segmenter, segment
 
 _PLACES = {
     "read": "ctfoundry.io",
     "write": "ctfoundry.io",
     "load_encoder": "ctfoundry.zoo",
+    "load_segmenter": "ctfoundry.zoo",
+    "segment": "ctfoundry.zoo",
     "find": "ctfoundry.retrieval.search",
     "Volume": "ctfoundry.volume",
 }

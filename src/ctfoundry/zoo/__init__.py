@@ -7,6 +7,7 @@ from ctfoundry.zoo.files import load_model, model_file, save_model, verify_model
 from ctfoundry.zoo.looks import looks
 from ctfoundry.zoo.models import CARDS, build, load_encoder, register, with_patch
 from ctfoundry.zoo.pairs import load_vision_language
+from ctfoundry.zoo.segmenters import load_segmenter, segment
 
 __all__ = [
     "CARDS",
@@ -15,11 +16,13 @@ __all__ = [
     "convert",
     "load_encoder",
     "load_model",
+    "load_segmenter",
     "load_vision_language",
     "looks",
     "model_file",
     "register",
     "save_model",
+    "segment",
     "verify_model",
     "with_patch",
 ]

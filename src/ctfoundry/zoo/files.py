@@ -11,6 +11,7 @@ import torch
 from ctfoundry import files
 from ctfoundry.encoder import Card, Encoder
 from ctfoundry.errors import WeightsError
+from ctfoundry.segmenter import Segmenter
 from ctfoundry.settings import from_data, to_data
 from ctfoundry.zoo import models
 from ctfoundry.zoo.headers import check_size, read_json, read_safetensors
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def save_model(encoder: Encoder, path: Path) -> Card:
+def save_model(encoder: Encoder | Segmenter, path: Path) -> Card:
     """Write the weights and the card beside them; returns the card with the weights' SHA-256."""
     from safetensors.torch import save_file
 
@@ -45,18 +46,31 @@ def read_card(path: Path) -> Card:
 
 def load_model(path: Path, *, device: torch.device | str = "cpu") -> Encoder:
     """The encoder of a weight file and its card; the file must be the very one that the card names."""
+    network, card = _load(path, "encoder", "`load_segmenter` or `ctfoundry segment`")
+    return Encoder.of(network.to(device), card)
+
+
+def load_segmentation_model(path: Path, *, device: torch.device | str = "cpu") -> Segmenter:
+    """The segmenter of a weight file and its card, as strict as `load_model`."""
+    network, card = _load(path, "segmenter", "`load_encoder`")
+    return Segmenter.of(network.to(device), card)
+
+
+def _load(path: Path, kind: str, other: str) -> tuple[torch.nn.Module, Card]:
     if not path.is_file():
         raise WeightsError(
             "no weights there", where=path, do="is the run finished? `ctfoundry pretrain` writes them at its end"
         )
     card = read_card(path)
+    if card.kind != kind:
+        raise WeightsError(f"is no {kind}, its card says {card.kind!r}", where=path, do=f"use {other}")
     network = models.empty(card)
     digest = load_weights(network, path)
     if card.sha256 != digest:
         raise WeightsError(
             f"the weights have SHA-256 {digest[:12]}..., the card says {card.sha256[:12] or 'none'}...", where=path
         )
-    return Encoder.of(network.to(device), card)
+    return network, card
 
 
 def load_weights(network: torch.nn.Module, path: Path) -> str:

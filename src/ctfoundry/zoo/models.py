@@ -141,8 +141,15 @@ def _flexict_vlm(arguments: dict[str, Any]) -> torch.nn.Module:
     return ImageText(**arguments)
 
 
+def _segresnet_ds(arguments: dict[str, Any]) -> torch.nn.Module:
+    from ctfoundry.models.segresnet_ds import SegResNetDS
+
+    return SegResNetDS(**arguments)
+
+
 UNDRAWN: dict[str, Callable[[dict[str, Any]], torch.nn.Module]] = {
     "segresnet-encoder": _segresnet,
+    "segresnet-ds": _segresnet_ds,
     "flexible-vit": _flexible_vit,
     "flexict-vlm": _flexict_vlm,
     "suprem-unet": _suprem_unet,

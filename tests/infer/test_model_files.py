@@ -1,0 +1,107 @@
+"""Segmenters on disk, and `segment` in one call."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import ctfoundry as ct
+import worlds
+from ctfoundry import zoo
+from ctfoundry.errors import ContractError, UsageError, WeightsError
+from ctfoundry.infer.many import overlapped
+from ctfoundry.infer.passes import Extent
+from ctfoundry.segmenter import Segmenter
+from infer import networks
+
+
+def saved(folder):
+    made = networks.segresnet()
+    zoo.save_model(made, folder / "model.safetensors")
+    return made
+
+
+def test_a_segmenter_comes_back_as_it_was(tmp_path):
+    made, volume = saved(tmp_path), worlds.body(shape=(20, 40, 36))
+    again = ct.load_segmenter(tmp_path, device="cpu")
+    assert replace(again.card, sha256="") == made.card
+    assert again.names == networks.names(5)
+    assert not again.network.training
+    wanted = made(volume)
+    found = ct.segment(volume, model=tmp_path, device="cpu")
+    np.testing.assert_array_equal(found.voxels, wanted.voxels)
+    assert np.unique(found.voxels).size > 1
+    assert found.names == dict(enumerate(networks.names(5)[1:], start=1))
+    np.testing.assert_array_equal(ct.segment(volume, model=again).voxels, wanted.voxels)
+
+
+def test_the_last_model_is_kept_until_its_file_changes(tmp_path, monkeypatch):
+    from ctfoundry.zoo import files
+
+    saved(tmp_path)
+    loads = []
+    real = files.load_segmentation_model
+    monkeypatch.setattr(files, "load_segmentation_model", lambda *a, **k: loads.append(a) or real(*a, **k))
+    volume = worlds.body(shape=(20, 40, 36))
+    first = ct.segment(volume, model=tmp_path, device="cpu")
+    ct.segment(volume, model=tmp_path, device="cpu")
+    assert len(loads) == 1
+    other = networks.segresnet()
+    other.network.head.bias.data[3] += 50
+    zoo.save_model(other, tmp_path / "model.safetensors")
+    second = ct.segment(volume, model=tmp_path, device="cpu")
+    assert len(loads) == 2
+    assert (second.voxels == 3).all()
+    assert not (first.voxels == 3).all()
+
+
+def test_encoders_and_segmenters_are_not_taken_for_each_other(tmp_path):
+    saved(tmp_path)
+    with pytest.raises(WeightsError, match="is no encoder, its card says 'segmenter'"):
+        zoo.load_encoder(tmp_path, device="cpu")
+    place = tmp_path / "encoder"
+    place.mkdir()
+    zoo.save_model(worlds.tiny(), place / "model.safetensors")
+    with pytest.raises(WeightsError, match="is no segmenter, its card says 'encoder'"):
+        ct.load_segmenter(place, device="cpu")
+    with pytest.raises(UsageError, match="no file or folder"):
+        ct.segment(worlds.body(), model=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"names": ("background", "one")}, "2 names for a network of 5 outputs"),
+        ({"names": ("background", "a", "b", "c", "a")}, "each once"),
+        ({"extent": Extent("slices")}, "whole scan or windows"),
+        ({"kind": "encoder"}, "not of a segmenter"),
+    ],
+)
+def test_a_card_that_cannot_be_right_is_refused(change, text):
+    made = networks.segresnet()
+    with pytest.raises(ContractError, match=text):
+        Segmenter.of(made.network, replace(made.card, **change))
+
+
+def test_scans_that_are_none_are_refused():
+    label = worlds.body()
+    with pytest.raises(ContractError, match="give the scan, not its label map"):
+        networks.segmenter()(label.with_voxels(label.voxels, "label"))
+
+
+def test_one_model_for_many_scans(tmp_path):
+    made = saved(tmp_path)
+    scans = {f"s{i}": worlds.body(i, (20, 40, 36)) for i in range(3)}
+    scans["bad"] = scans["s0"].with_voxels(np.full((20, 40, 36), np.nan, np.float32))
+    written: dict[str, np.ndarray] = {}
+    outcomes = list(
+        overlapped(scans, scans.__getitem__, made, lambda name, found: written.update({name: found.voxels}))
+    )
+    assert {o.item for o in outcomes if o.error is None} == {"s0", "s1", "s2"}
+    (failed,) = (o for o in outcomes if o.error is not None)
+    assert (failed.item, failed.stage) == ("bad", "work")
+    assert "NaN" in str(failed.error)
+    for name, voxels in written.items():
+        np.testing.assert_array_equal(voxels, made(scans[name]).voxels)
