@@ -295,7 +295,9 @@ def _fit(
             if done or called or state.step % settings.checkpoint_every == 0:
                 save()
             if called and at is not None:
+                away = clock.seconds()
                 _call(at[1], state.step, modules)
+                logged += clock.seconds() - away  # rates and shares are those of training
 
     return parallel.broadcast_object(
         Summary(
