@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Decide = Callable[[Float[Tensor, "c v"]], Tensor]
     """The outputs of some voxels to what is kept of them: (v,) or (k, v)."""
 
-SLAB_BYTES = 2**26
+SLAB_BYTES = 2**24
 """Memory of one slab of outputs, before or after it is resampled."""
 LOGIT_BYTES = 2**22
 """Memory of the logits that exist at once on a CPU: they should stay in its cache."""
