@@ -105,3 +105,48 @@ def test_one_model_for_many_scans(tmp_path):
     assert "NaN" in str(failed.error)
     for name, voxels in written.items():
         np.testing.assert_array_equal(voxels, made(scans[name]).voxels)
+
+
+@pytest.mark.monai
+def test_monais_segmentation_network_becomes_a_segmenter(tmp_path):
+    """The public models are MONAI's networks: theirs, saved as a training framework does, gives the same labels here."""
+    import torch
+    from monai.inferers.utils import sliding_window_inference
+    from monai.networks.nets.segresnet_ds import SegResNetDS
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    theirs = SegResNetDS(init_filters=4, blocks_down=(1, 2, 2), norm="batch", dsdepth=2, out_channels=3)
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.BatchNorm3d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    theirs.eval()
+    save_file({f"model.{k}": v for k, v in theirs.state_dict().items()}, tmp_path / "public.safetensors")
+    extent = Extent("windows", (16, 16, 16), 0.5, "gaussian")
+    with pytest.raises(WeightsError, match="has 3 outputs, but 2 names"):
+        zoo.convert_segmenter(tmp_path / "public.safetensors", tmp_path / "a.safetensors", ("background", "one"))
+    zoo.convert_segmenter(
+        tmp_path / "public.safetensors",
+        tmp_path / "ours.safetensors",
+        networks.names(3),
+        preparation="ct-fm-native",
+        extent=extent,
+    )
+    made = ct.load_segmenter(tmp_path / "ours.safetensors", device="cpu")
+    volume = worlds.body(shape=(20, 40, 36))
+    # voxels above -1024 HU lie on every face, so the prepared grid is the scan's own
+    x = torch.from_numpy((volume.voxels[None, None].astype(np.float32).clip(-1024) + 1024) / 3072)
+    with torch.no_grad():
+        wanted = sliding_window_inference(x, (16, 16, 16), 2, theirs, 0.5, mode="gaussian").softmax(1)[0].numpy()
+    found = made.probabilities(volume, networks.names(3)[1:])
+    for k in (1, 2):
+        np.testing.assert_allclose(found[f"part{k}"].voxels, wanted[k], atol=1e-4)
+    assert wanted.std() > 0.01
+    encoder = tmp_path / "encoder.safetensors"
+    save_file(
+        {k.removeprefix("encoder."): v.clone() for k, v in theirs.state_dict().items() if k.startswith("encoder.")},
+        encoder,
+    )
+    with pytest.raises(WeightsError, match="it is an encoder alone"):
+        zoo.convert_segmenter(encoder, tmp_path / "b.safetensors", networks.names(3))

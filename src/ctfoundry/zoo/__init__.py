@@ -7,13 +7,14 @@ from ctfoundry.zoo.files import load_model, model_file, save_model, verify_model
 from ctfoundry.zoo.looks import looks
 from ctfoundry.zoo.models import CARDS, build, load_encoder, register, with_patch
 from ctfoundry.zoo.pairs import load_vision_language
-from ctfoundry.zoo.segmenters import load_segmenter, segment
+from ctfoundry.zoo.segmenters import convert_segmenter, load_segmenter, segment
 
 __all__ = [
     "CARDS",
     "Converted",
     "build",
     "convert",
+    "convert_segmenter",
     "load_encoder",
     "load_model",
     "load_segmenter",

@@ -6,10 +6,16 @@ from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from ctfoundry.errors import UsageError
+from ctfoundry.encoder import Card
+from ctfoundry.errors import UsageError, WeightsError
+from ctfoundry.infer.passes import Extent
+from ctfoundry.preparation import preparation as preparation_of
 from ctfoundry.segmenter import Pass, Segmenter
 from ctfoundry.volume import Volume
 from ctfoundry.zoo.models import device_of
+
+PUBLISHED = Extent("windows", (96, 160, 160), 0.625, "gaussian")
+"""Windows of CT-FM's segmentation models (reference, section 2)."""
 
 
 def load_segmenter(model: str | Path, *, device: str = "auto") -> Segmenter:
@@ -56,3 +62,67 @@ def segment(
 @lru_cache(maxsize=1)
 def _kept(file: str, _stamp: tuple[int, int] | None, device: str) -> Segmenter:
     return load_segmenter(file, device=device)
+
+
+def convert_segmenter(
+    source: str | Path,
+    out: str | Path,
+    names: Sequence[str],
+    *,
+    name: str = "ct-fm-whole-body-segmenter",
+    preparation: str = "ct-fm-1.5mm",
+    extent: Extent = PUBLISHED,
+    licence: str = "",
+) -> Card:
+    """A public CT-FM segmentation model (`SegResNetDS`, encoder and decoder) as a safetensors file with its card.
+
+    Parameters
+    ----------
+    source : a weight file, or a hub folder with ``model.safetensors``; read safely, as `convert` does.
+    out : the ``.safetensors`` file to write.
+    names : of the outputs in order, the background first; the weights do not tell them.
+    name, preparation, extent, licence : for the card; the defaults are those of the whole-body model.
+
+    Raises WeightsError for anything missing, unexpected or mis-shaped, and for another number of outputs than names.
+    """
+    from ctfoundry.zoo import models, sources
+    from ctfoundry.zoo.files import check_state, save_model
+
+    target = Path(out)
+    if target.suffix != ".safetensors":
+        raise UsageError(f"{target}: name the file to write, NAME.safetensors")
+    raw = sources.read(Path(source))
+    found = sources.find(raw)
+    state = sources.with_decoder(found, raw.path)
+    if raw.config is not None:
+        sources.check_config(raw.config, found, raw.path)
+    steps = len(found.arguments["blocks"]) - 1
+    heads = [i for i in range(steps) if f"up_layers.{i}.head.weight" in state]
+    blocks_up = [
+        len({key.split(".")[3] for key in state if key.startswith(f"up_layers.{i}.blocks.")}) for i in range(steps)
+    ]
+    outputs = sources.classes(found)
+    if outputs != len(names):
+        raise WeightsError(f"has {outputs} outputs, but {len(names)} names were given", where=raw.path)
+    card = Card(
+        name=name,
+        kind="segmenter",
+        architecture="segresnet-ds",
+        arguments={"classes": outputs, **found.arguments, "blocks_up": blocks_up, "depth": len(heads)},
+        preparation=preparation_of(preparation),
+        extent=extent,
+        level="",
+        vector="",
+        weights="trained",
+        origin="arXiv 2501.09001",
+        licence=licence,
+        tested_on=("names, shapes and types of all tensors", "all values finite"),
+        not_tested_on=("published Dice", "scans"),
+        source={"files": dict(raw.hashes)},
+        names=tuple(names),
+    )
+    network = models.empty(card)
+    expected = network.state_dict()
+    check_state(expected, state, raw.path, types=False)
+    network.load_state_dict({key: value.to(expected[key].dtype) for key, value in state.items()})
+    return save_model(Segmenter.of(network, card), target)
