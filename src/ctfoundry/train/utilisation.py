@@ -30,10 +30,6 @@ DType = Literal["fp64", "fp32", "bf16", "fp16"]
 _TORCH = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-PAIRED = (3, 3, 2)
-"""Kernel of `models.narrow`, and of nothing else here: on CPUs a third more products than the 3x3x3 kernel it stands for."""
-
-
 @dataclass(frozen=True)
 class Peak:
     """Dense peaks of a GPU as its maker publishes them, in 1e12 operations a second (no structured sparsity).
@@ -161,7 +157,7 @@ class _Counter(TorchDispatchMode):
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
             given = {k: v for k, v in (kwargs or {}).items() if k != "out"}
-            self._add(func, float(formula(*args, **given, out_val=out)) * _needed(args))
+            self._add(func, float(formula(*args, **given, out_val=out)))
         return out
 
     def _add(self, func: Any, count: float) -> None:
@@ -173,12 +169,6 @@ class _Counter(TorchDispatchMode):
             self.flops.again += count
         else:
             self.flops.backward += count
-
-
-def _needed(args: Any) -> float:
-    """The share of an operation's products that the network asked for: `models.narrow` multiplies with zeros to be faster."""
-    kernels = [a for a in args if isinstance(a, torch.Tensor) and a.ndim == 5 and tuple(a.shape[2:]) == PAIRED]
-    return 0.75 if kernels else 1.0
 
 
 @contextmanager
