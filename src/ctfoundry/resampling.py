@@ -105,11 +105,18 @@ def apply_taps(x: Float[Tensor, "..."], operator: Taps, axis: int) -> Float[Tens
     for index, weight in zip(operator.index, operator.weight, strict=True):
         if not weight.any():
             continue
-        part = x.index_select(axis, torch.from_numpy(index).to(x.device))
+        part = _picked(x, index, axis)
         scale = torch.from_numpy(weight).to(x.device, x.dtype).reshape(shape)
         out = part.mul_(scale) if out is None else out.addcmul_(part, scale)
     assert out is not None
     return out
+
+
+def _picked(x: Float[Tensor, "..."], index: Int64[np.ndarray, "out"], axis: int) -> Float[Tensor, "..."]:
+    # torch's index_select takes 13 times as long as NumPy along the last axis of a CPU tensor
+    if axis % x.ndim == x.ndim - 1 and x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad:
+        return torch.from_numpy(np.take(x.numpy(), index, axis=-1))
+    return x.index_select(axis, torch.from_numpy(index).to(x.device))
 
 
 def resample(x: Float[Tensor, "... d h w"], operators: tuple[Taps, Taps, Taps]) -> Float[Tensor, "... d h w"]:
