@@ -95,6 +95,7 @@ def joined(device: torch.device | str, *, timeout: float = TIMEOUT) -> Iterator[
     global _joins
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
 
     place = torch.device(device)
     count = int(os.environ.get("WORLD_SIZE", "1"))
@@ -110,8 +111,8 @@ def joined(device: torch.device | str, *, timeout: float = TIMEOUT) -> Iterator[
     patience = timedelta(seconds=timeout)
     store, own_rank, count = _meeting(os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"))
     store.set_timeout(patience)
-    apart = dist.PrefixStore(f"ctfoundry-{_joins}", store)
-    dist.init_process_group(backend, store=apart, rank=own_rank, world_size=count, timeout=patience)
+    own_store = PrefixStore(f"ctfoundry-{_joins}", store)
+    dist.init_process_group(backend, store=own_store, rank=own_rank, world_size=count, timeout=patience)
     try:
         yield place
     except BaseException:
@@ -155,9 +156,9 @@ def _meeting(address: str | None, port: str | None) -> tuple[Any, int, int]:
 
     Kept: process 0 may be its server, and others may ask it when process 0 itself has left a block.
     """
-    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
-    store, rank, count = next(dist.rendezvous("env://", timeout=timedelta(seconds=TIMEOUT)))
+    store, rank, count = next(rendezvous("env://", timeout=timedelta(seconds=TIMEOUT)))
     return store, rank, count
 
 
