@@ -114,7 +114,12 @@ def test_unknown_names_and_devices():
         zoo.load_encoder("ct-fm-tiny", weights="random", device="gpu7")
 
 
-@pytest.mark.parametrize("name", list(zoo.CARDS))
+TEXT = [pytest.mark.xdist_group("text")]  # transformers is slow to import
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=TEXT if name == "flexict-vlm" else []) for name in zoo.CARDS]
+)
 def test_where_is_a_cell(name):
     """DESIGN: each level's stride and offset, by the gradient centroid of one cell in a linearised copy, to 0.01 voxel.
 

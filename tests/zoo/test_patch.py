@@ -132,7 +132,8 @@ def test_class_token_and_mean_of_patches() -> None:
     torch.testing.assert_close(found.vectors["cls+mean"], torch.cat([tokens.cls[0], tokens.patches[0].mean(0)]))
 
 
-@pytest.mark.parametrize("name", [n for n, card in zoo.CARDS.items() if n.startswith("flexict")])
+@pytest.mark.xdist_group("text")  # transformers is slow to import
+@pytest.mark.parametrize("name", [name for name in zoo.CARDS if name.startswith("flexict")])
 def test_the_card_says_which_rotary_tables(name: str) -> None:
     """bfloat16 for every name that published weights are loaded under, float32 for networks of our own."""
     card = zoo.CARDS[name]
