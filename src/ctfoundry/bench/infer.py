@@ -1,8 +1,9 @@
 """``ctfoundry bench infer``: a whole scan to labels on its own grid, 118 classes, against MONAI's windows, resampling and argmax.
 
-Both sides run the same network on the same windows of the same prepared scan. The first row's network is one convolution with CT-FM's 32
+Both sides run the same windows of the same prepared scan. The first row's network is one convolution with CT-FM's 32
 features and 118 classes, so that what stands around the network shows; the second's is CT-FM's own (87 million weights, random),
-with smaller windows than published so that it ends. `max_error` is the share of voxels with another label: equal logits decide
+with smaller windows than published so that it ends. In these two both sides run the very same module, ours; in the third the other
+side runs MONAI's own `SegResNetDS` with the same weights, as one does who stays with MONAI. `max_error` is the share of voxels with another label: equal logits decide
 differently after rounding. `ours_gib` and `other_gib` are each side's memory above what was held before.
 """
 
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ctfoundry.bench.baselines.infer import monai_labels
+from ctfoundry.bench.baselines.infer import monai_labels, monai_network
 from ctfoundry.bench.memory import peak_gib
 from ctfoundry.encoder import Card
 from ctfoundry.errors import UsageError
@@ -36,6 +37,7 @@ SPACING = (1.5, 0.85, 0.85)
 CASES: tuple[tuple[str, Vec3, Vec3, float], ...] = (
     ("reduction", (96, 256, 256), (48, 80, 80), 0.5),
     ("network", (48, 160, 160), (32, 64, 64), 0.5),
+    ("monai", (48, 160, 160), (32, 64, 64), 0.5),
 )
 
 
@@ -101,13 +103,14 @@ def _row(kind: str, shape: Vec3, size: Vec3, overlap: float, repeats: int, threa
     hu = torch.nn.functional.interpolate(coarse, shape, mode="trilinear")[0, 0] * 600
     volume = Volume(hu.round().numpy().astype(np.int16), make_affine(SPACING, "SPL"))
     batch = 2
+    other = monai_network(made.network, CLASSES).to(device) if kind == "monai" else made.network
 
     def ours() -> np.ndarray:
         return made(volume, settings=Pass(batch=batch)).voxels
 
     def theirs() -> np.ndarray:
         prepared = prepare(made.preparation, volume, device=device)
-        return monai_labels(made.network, prepared, made.extent, batch, volume.grid)
+        return monai_labels(other, prepared, made.extent, batch, volume.grid)
 
     found: dict[str, np.ndarray] = {}
     memory = {
@@ -121,7 +124,9 @@ def _row(kind: str, shape: Vec3, size: Vec3, overlap: float, repeats: int, threa
             call()
             times[side].append(time.perf_counter() - start)
     ours_s, other_s = (float(np.median(times[side])) for side in ("ours", "other"))
-    what = "one convolution" if kind == "reduction" else "CT-FM's network"
+    what = {"reduction": "one convolution", "network": "CT-FM's network", "monai": "CT-FM's network and MONAI's own"}[
+        kind
+    ]
     return {
         "name": f"{CLASSES} classes on {'x'.join(map(str, shape))}: {what}, windows of {'x'.join(map(str, size))}",
         "ours_s": ours_s,

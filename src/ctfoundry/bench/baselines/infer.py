@@ -34,3 +34,12 @@ def monai_labels(network: torch.nn.Module, prepared: Prepared, extent: Extent, b
     onto = SpatialResample(mode="bilinear", padding_mode="border", align_corners=False, dtype=torch.float32)
     placed = onto(logits, dst_affine=torch.from_numpy(np.array(grid.affine)), spatial_size=grid.shape)
     return placed.argmax(0).to(torch.uint8).cpu().numpy()
+
+
+def monai_network(ours: torch.nn.Module, classes: int) -> torch.nn.Module:
+    """MONAI's `SegResNetDS` of the published sizes with the weights of ours, which have the same names."""
+    from monai.networks.nets.segresnet_ds import SegResNetDS
+
+    network = SegResNetDS(init_filters=32, blocks_down=(1, 2, 2, 4, 4), norm="batch", dsdepth=4, out_channels=classes)
+    network.load_state_dict({name: value.contiguous() for name, value in ours.state_dict().items()})
+    return network.eval()
