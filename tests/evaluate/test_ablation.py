@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,33 @@ def test_an_unknown_arm_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="simclr-intra"):
         ablation.ablation(tmp_path, arms=["simclr-inta"])
     assert not list(tmp_path.iterdir())
+
+
+def test_an_arm_from_phantoms_to_its_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest real one, in this process: phantoms, stores, a run, and all that is measured of it; then again from what is there."""
+    from ctfoundry.adapt import probe
+
+    monkeypatch.setattr(probe, "ProbeSettings", partial(probe.ProbeSettings, steps=5, crops=2))
+    plan = Plan(phantoms=7, voxel_mm=8.0, forwards=30, shots=2, seeds=1)
+    ablation.prepare(tmp_path, plan, None, None)
+    known = json.loads((tmp_path / "patients.json").read_text())
+    assert (len(known["train"]), len(known["held_out"]), known["real_held_out"]) == (5, 2, [])
+    assert not set(known["train"]) & set(known["held_out"])
+    jobs = [ablation.Job(tmp_path, arm, 0, plan, 1, "cpu") for arm in (RANDOM, "simclr-intra-5")]
+    for job in jobs:
+        assert ablation.work(job) == job.name
+        assert ablation._is_done(job)
+    random, trained = (json.loads(job.result.read_text()) for job in jobs)
+    assert trained["training"]["steps"] == plan.steps(load_recipe("simclr-intra-5-tiny")) == 2
+    assert set(random["dice"]) == {"encoder", "one voxel's HU", "position in the body box"}
+    assert set(trained["dice"]) == {"encoder"}
+    assert set(trained["dice"]["encoder"]) == set(known["held_out"])
+    methods = {row[0] for row in random["searches"]}
+    assert methods == {"encoder", "HU around the cell", "position in the body box", "best possible cell"}
+    assert all(row[5] in (0.0, 1.0) and row[4] >= 0 for row in random["searches"])
+    other = ablation.Job(
+        tmp_path, "simclr-intra-5", 0, Plan(phantoms=7, voxel_mm=8.0, forwards=60, shots=2, seeds=1), 1, "cpu"
+    )
+    assert not ablation._is_done(other)
+    summary = ablation_report.summarise([random, trained])
+    assert summary.others["best possible cell"]["miss_mm"] is not None

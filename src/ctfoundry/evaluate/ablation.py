@@ -74,7 +74,7 @@ class Plan:
 
     phantoms: int = 36
     voxel_mm: float = 3.0
-    forwards: int = 2400
+    forwards: int = 3600
     shots: int = 5
     seeds: int = 3
 
