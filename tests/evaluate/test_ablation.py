@@ -97,7 +97,7 @@ def test_intervals_hold_what_was_put_in() -> None:
 
 
 def test_words_follow_the_interval_and_the_direction() -> None:
-    words = dict(zip(("a", "b", "c"), ablation_report.conclusions(ablation_report.summarise(results())), strict=True))
+    words = dict(zip("abc", ablation_report.conclusions(ablation_report.summarise(results()))[:3], strict=True))
     assert "`simclr` to `simclr-intra`: the paper's order is **reversed**" in words["a"]
     assert "miss of a search, mm: worse" in words["a"]  # it grew by 10 mm
     assert "`vicreg` to `vicreg-intra`: the paper's order is reproduced" in words["b"]
@@ -105,6 +105,17 @@ def test_words_follow_the_interval_and_the_direction() -> None:
     lower = ablation_report.MEASURES[2]
     assert ablation_report.verdict(lower, Interval(-3, -4, -2, 8, 8, 0)) == "better"
     assert ablation_report.verdict(lower, Interval(-3, None, None, 2, 8, 0)) == "not measured"
+
+
+def test_a_method_without_learning_that_is_as_good_is_named() -> None:
+    made = results()
+    first = next(r for r in made if r["arm"] == RANDOM and r["seed"] == 0)
+    first["dice"]["one voxel's HU"] = {f"p{i}": {"macro": 0.9, "micro": 0.1} for i in range(8)}
+    said = ablation_report.conclusions(ablation_report.summarise(made))[3:]
+    assert len(said) == 2  # and the position, which is inside as often as any encoder
+    assert "inside the structure, %: **position in the body box** alone (50.0)" in said[1]
+    assert "mean of structures: **one voxel's HU** alone (0.900)" in said[0]
+    assert "(`vicreg-intra`, 0.65" in said[0]
 
 
 def test_pages_are_written(tmp_path: Path) -> None:

@@ -79,6 +79,10 @@ CLAIMS = (
 """From which arm to which the paper reports a gain of micro Dice (text and Extended Data Figure 6)."""
 
 
+LIMIT = "best possible cell"
+"""No method: what the grid of cells allows at all."""
+
+
 def estimate(measure: Measure, values: Values) -> Interval | None:
     """Mean over patients, of searches over pairs; None where nothing was measured."""
     if not values:
@@ -211,6 +215,18 @@ def conclusions(summary: Summary) -> list[str]:
             }.get(paper, "the paper's order is **not reproduced** (undecided)")
         rest = ", ".join(f"{m.text}: {words[m.name]}" for m in MEASURES if m.name != "dice_micro")
         said.append(f"`{a}` to `{b}`: {tail}. {rest}.")
+    for m in MEASURES:
+        better = max if m.higher else min
+        arms = {arm: i.value for arm, found in summary.arms.items() if (i := found[m.name]) is not None}
+        others = {o: i.value for o, found in summary.others.items() if o != LIMIT and (i := found[m.name]) is not None}
+        if not arms or not others:
+            continue
+        arm, other = better(arms, key=arms.__getitem__), better(others, key=others.__getitem__)
+        if better(arms[arm], others[other]) == others[other]:
+            said.append(
+                f"{m.text}: **{other}** alone ({others[other]:.{m.digits}f}) is as good as the best encoder or better "
+                f"(`{arm}`, {arms[arm]:.{m.digits}f}), so no encoder here shows that it learnt this."
+            )
     return said
 
 
