@@ -13,9 +13,8 @@ import pytest
 import worlds
 from ctfoundry import io
 from ctfoundry.errors import UsageError
-from ctfoundry.evaluate.gather import gather
+from ctfoundry.evaluate.gather import fill_store, gather
 from ctfoundry.quickstart import quickstart
-from ctfoundry.quickstart.run import _fill_store
 from ctfoundry.volume import Volume
 
 
@@ -118,7 +117,7 @@ def test_a_store_of_earlier_data_keeps_no_scan_under_another_patients_name(data,
         shutil.copytree(data / f"Secret Name {seed}", few / str(seed))
     for folder in (few, data):
         gathered = gather(folder)
-        store = _fill_store(tmp_path / "store", gathered, (6.0, 2.0, 2.0), lambda _: None)
+        store = fill_store(tmp_path / "store", gathered.scans, (6.0, 2.0, 2.0))
         assert {e.id: e.patient for e in store.entries} == {s.id: s.patient for s in gathered.scans}
 
 

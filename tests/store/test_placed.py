@@ -44,7 +44,7 @@ def stores(tmp_path_factory, scan):
 
 
 SETTINGS = {
-    **{name: p.resampling for name, p in PREPARATIONS.items()},
+    **{name: p.resampling for name, p in PREPARATIONS.items() if p.resampling.orientation in (None, "SPL")},
     "antialias": Resampling(spacing=(4.0, 3.0, 1.7), rule="antialias", foreground=Foreground(0.0)),
     "finer": Resampling(spacing=(1.0, 0.5, 0.5), rule="monai", foreground=Foreground(0.0, margin=3)),
     "sitk-cropped": Resampling(spacing=(3.3, 3.3, 3.3), rule="sitk", foreground=Foreground(0.0)),
@@ -72,6 +72,12 @@ def test_a_placed_crop_is_prepare_then_crop(stores, data):
     assert (ours - crop_of(whole.x[0], box)).abs().max() < 1e-4
     reach = [abs(s) * (high - low) + 2 * max(abs(s), 1) + 2 for s, (low, high) in zip(placed.step, box, strict=True)]
     assert all(n <= r for n, r in zip(voxels.shape, reach, strict=True)), "more was read than the crop needs"
+
+
+def test_crops_of_another_orientation_are_refused(stores):
+    scans = stores["native"]
+    with pytest.raises(ContractError, match="the grid is SPL, the preparation wants RAS"):
+        store.placement(scans.entries[0], PREPARATIONS["suprem"].resampling)
 
 
 @pytest.mark.parametrize(
