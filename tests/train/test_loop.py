@@ -134,6 +134,14 @@ def test_a_budget_is_above_nothing(tmp_path: Path, budget: dict[str, int]) -> No
         train(tmp_path, **budget)
 
 
+def test_a_budget_that_starting_uses_up_still_buys_one_step(tmp_path: Path) -> None:
+    done = train(tmp_path, minutes=1e-9)
+    assert done.steps == 1
+    assert done.last["step"] == 1
+    assert checkpoint.steps(tmp_path / "checkpoints") == [1]
+    assert train(tmp_path, minutes=1e-9).steps == 1
+
+
 def test_a_budget_of_minutes_runs_the_whole_schedule_in_that_time(tmp_path: Path) -> None:
     own = settings(schedule=Schedule(1000, warmup=100), log_every=1)
     done = train(tmp_path, settings=own, minutes=0.01)

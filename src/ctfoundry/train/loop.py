@@ -264,7 +264,8 @@ def _fit(
         began_at = logged_at = state.step
         logged = clock.seconds()
         reached = clock.place(state.step)
-        done = clock.share(state.step, reached) >= 1
+        # a budget of time that starting alone has used up still buys one step: a run leaves a model and a log line
+        done = state.step > 0 and clock.share(state.step, reached) >= 1
         if saved and at is not None and state.step % at[0] == 0:
             _call(at[1], state.step, modules)
         if settings.compile and not done:
