@@ -159,7 +159,7 @@ def test_an_untrained_encoder_that_probes_best_is_called_one(tmp_path: Path) -> 
 
 def test_what_went_wrong_is_told_without_paths(tmp_path: Path) -> None:
     reasons = (
-        "StoreError: /home/jane doe/data/store/scans/a1.bin: checksum differs  -> run `x`",
+        "StoreError: /home/some one/data/store/scans/a1.bin: checksum differs  -> run `x`",
         "FileNotFoundError: [Errno 2] No such file or directory: '/srv/secret/b.bin'",
         "OSError: ~/hidden/c.bin and n/a of 3/4",
     )
@@ -176,7 +176,7 @@ def test_what_went_wrong_is_told_without_paths(tmp_path: Path) -> None:
     assert "skipped: 3 steps without finite gradients" in text
     assert "StoreError: a1.bin: checksum differs" in text
     assert "directory: 'b.bin'" in text
-    for hidden in ("home", "jane", "doe/", "secret", "hidden"):
+    for hidden in ("home", "some one", "one/", "secret", "hidden"):
         assert hidden not in text
 
 

@@ -1,6 +1,6 @@
 """Which checkpoint of a run is best: probed on validation patients, a row for each in ``RUN/probe.jsonl``.
 
-The weights of every probed checkpoint are kept in ``RUN/probed/step-XXXXXXXX.safetensors`` with their card, ready to load.
+The weights of every probed checkpoint are kept in ``RUN/probed/`` (``step-00000120.safetensors``) with their card, ready to load.
 """
 
 from __future__ import annotations

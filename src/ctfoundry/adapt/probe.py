@@ -20,7 +20,7 @@ import torch
 
 from ctfoundry import stats
 from ctfoundry.adapt.cases import IGNORE, PreparedCase, preparation_digest
-from ctfoundry.adapt.segmentation import CropDraws, anchors, cut, dice_cross_entropy, draw_crop
+from ctfoundry.adapt.segmentation import CaseSource, CropDraws, anchors, cut, dice_cross_entropy, draw_crop
 from ctfoundry.encoder import WHOLE_CAP_BYTES, Encoder
 from ctfoundry.errors import ContractError, UsageError
 from ctfoundry.geometry import Vec3
@@ -327,25 +327,6 @@ def _moments(crops: Sequence[FeatureCrop], level: str) -> tuple[Tensor, Tensor]:
     return mean, (square / count).sqrt()
 
 
-@dataclass(frozen=True)
-class _Entry:
-    id: str
-
-
-@dataclass(frozen=True)
-class _Crops:
-    """Crops of features as a source of the loop."""
-
-    crops: Sequence[FeatureCrop]
-
-    @cached_property
-    def entries(self) -> list[_Entry]:
-        return [_Entry(str(i)) for i in range(len(self.crops))]
-
-    def read(self, id: str, box: Any) -> np.ndarray:
-        raise ContractError("crops of features are not read by boxes", where=id)
-
-
 class DecoderTask:
     """Train a decoder on crops of frozen features."""
 
@@ -404,7 +385,7 @@ def _trained(
     )
     with tempfile.TemporaryDirectory(prefix="ctfoundry-probe-") as folder:
         # a probe takes seconds: nothing of its run is worth keeping
-        summary = fit(DecoderTask(decoder, crops), _Crops(crops), loop, Path(folder), device=device, quiet=True)
+        summary = fit(DecoderTask(decoder, crops), CaseSource(crops), loop, Path(folder), device=device, quiet=True)
     return decoder.eval(), float(summary.last["loss"])
 
 

@@ -143,9 +143,9 @@ class CaseEntry:
 
 @dataclass(frozen=True)
 class CaseSource:
-    """Prepared cases as a source of the loop. Their voxels are taken from the cases themselves, so no box is ever read."""
+    """Prepared cases, or crops of their features, as a source of the loop. What is trained on is in them, so no box is ever read."""
 
-    cases: Sequence[PreparedCase]
+    cases: Sequence[Any]
 
     @cached_property
     def entries(self) -> list[CaseEntry]:
@@ -154,7 +154,7 @@ class CaseSource:
 
     def read(self, id: str, box: Box) -> np.ndarray:
         """Never asked for."""
-        raise ContractError("prepared cases are not read by boxes", where=id)
+        raise ContractError("what is prepared already is not read by boxes", where=id)
 
 
 @dataclass(frozen=True)
