@@ -41,7 +41,7 @@ class Card:
     """What a model is, where it comes from, and what it was and was not tested on; stored as JSON beside the weights."""
 
     name: str
-    kind: Literal["encoder", "segmenter"]
+    kind: Literal["encoder", "segmenter", "classifier"]
     architecture: str
     arguments: Mapping[str, Any]
     preparation: Preparation
@@ -60,7 +60,8 @@ class Card:
     golden: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
-    """Of a segmenter's outputs in order, the background first; an encoder has none, a segmenter no `level` and no `vector`."""
+    """Of a segmenter's outputs in order, the background first, or a classifier's classes; an encoder has none, the others have no
+    `level` and no `vector`."""
 
 
 def fast_layout(network: torch.nn.Module) -> None:

@@ -1,0 +1,1 @@
+"""`Classifier`: an encoder, a head, classes and a threshold. A scan in, probabilities out."""

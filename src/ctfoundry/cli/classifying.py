@@ -1,0 +1,1 @@
+"""``ctfoundry classify``: findings of many scans."""

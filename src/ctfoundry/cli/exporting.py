@@ -1,0 +1,1 @@
+"""``ctfoundry export``: models for other tools."""

@@ -1,0 +1,1 @@
+"""``ctfoundry finetune``: a model for a task from labelled scans."""

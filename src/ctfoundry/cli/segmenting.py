@@ -1,0 +1,1 @@
+"""``ctfoundry segment``: label maps of many scans."""

@@ -1,0 +1,1 @@
+"""``ctfoundry serve``: the web app."""

@@ -1,0 +1,1 @@
+"""Label systems: which number means which structure, and how structures are grouped."""
