@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from ctfoundry.geometry import Vec3
 from ctfoundry.infer.passes import Extent
 from ctfoundry.preparation import PREPARATIONS
+from ctfoundry.recipes import load
 from ctfoundry.settings import nearest
 from ctfoundry.train.options import LoopSettings
 
@@ -148,6 +150,25 @@ class ClassificationRecipe:
 
 
 FinetuneRecipe = SegmentationRecipe | ClassificationRecipe
+FOLDER = "finetune"
+"""Of the recipes that come with the package."""
+
+
+def finetune_recipe_names() -> list[str]:
+    """Names of the fine-tuning recipes that come with the package."""
+    return load.names(FOLDER)
+
+
+def finetune_recipe(recipe: str | Path) -> FinetuneRecipe:
+    """A fine-tuning recipe by its name in the package, or from a YAML or JSON file; its key ``task`` says of which kind it is.
+
+    Raises SettingsError as `ctfoundry.recipes.load.load` does.
+    """
+    kinds: dict[str, type[FinetuneRecipe]] = {
+        "segmentation": SegmentationRecipe,
+        "classification": ClassificationRecipe,
+    }
+    return load.load(kinds, recipe, FOLDER)
 
 
 def _check_preparation(name: str) -> None:

@@ -1,1 +1,1 @@
-"""Published experiments as data, one YAML file each; `ctfoundry.pretrain.recipe.load_recipe` reads them."""
+"""Experiments as data, one YAML file each: pretraining here, fine-tuning in ``finetune/``; `ctfoundry.recipes.load` reads them."""
