@@ -241,7 +241,7 @@ class Encoder:
 
     def __call__(
         self,
-        volume: Volume,
+        volume: Volume | Prepared,
         *,
         levels: Sequence[str] | None = None,
         vectors: Sequence[str] | None = None,
@@ -254,6 +254,7 @@ class Encoder:
 
         Parameters
         ----------
+        volume : a scan, or one that `prepare` has prepared.
         levels : maps to return (default: the card's level).
         vectors : vectors to return (default: the card's): token names of the network, or mean, max, min over the valid
             cells of the card's level.
@@ -343,9 +344,9 @@ class Encoder:
         rows = maps[self.card.level].float().flatten(2)
         return rows.mean(2) if vector == "mean" else rows.amax(2) if vector == "max" else rows.amin(2)
 
-    def _seen(self, volume: Volume, extent: Extent | None) -> tuple[Prepared, Extent]:
+    def _seen(self, volume: Volume | Prepared, extent: Extent | None) -> tuple[Prepared, Extent]:
         """The prepared scan, cut to the cube where the extent is one."""
-        used, prepared = extent or self.extent, self.prepare(volume)
+        used, prepared = extent or self.extent, volume if isinstance(volume, Prepared) else self.prepare(volume)
         if used.mode != "cube":
             return prepared, used
         assert used.size is not None
