@@ -171,6 +171,41 @@ def test_head_ct_windows(stack):
     assert ours.valid.shape == (32, 50, 60)
 
 
+@pytest.mark.monai
+@pytest.mark.parametrize("name", ["ct-fm-head", "suprem-head", "ct-fm-head-tiny"])
+def test_head_triage_is_monais(name):
+    """The published chain on a phantom head: foreground of HU > 0, spacing, four copies windowed, padded and cropped, joined."""
+    from monai.data import MetaTensor
+    from monai.transforms import CenterSpatialCrop, Compose, Orientation, ScaleIntensityRange, Spacing, SpatialPad
+
+    from ctfoundry import phantom
+    from ctfoundry.keys import Key
+
+    prep = PREPARATIONS[name]
+    volume = phantom.make(phantom.draw(Key.of("head", 3), view="head", voxel_mm=3.0)).ct
+    image = MetaTensor(torch.from_numpy(volume.voxels.astype(np.float32))[None], affine=np.array(volume.affine))
+    code, size = prep.resampling.orientation, prep.sizing.crop
+    x = Compose([Orientation(code, labels=None), crop_above(0), Spacing(prep.resampling.spacing, mode="bilinear")])(
+        image
+    )
+    parts = []
+    for low, high in ((0, 80), (-125, 175), (28, 36), (-900, 2100)):
+        part = ScaleIntensityRange(low, high, 0, 1, clip=True)(x)
+        parts.append(CenterSpatialCrop(size)(SpatialPad(size, constant_values=float(part.min()))(part)))
+    expected = torch.cat([part.as_tensor() for part in parts], 1)
+    ours = prepare(prep, volume).x
+    assert ours.shape == expected.shape == (1, 4 * size[0], *size[1:])
+    assert ours.std() > 0.1
+    # windows of 8 HU magnify a rounding of 1e-4 HU
+    torch.testing.assert_close(ours, expected.float(), atol=2e-4, rtol=0)
+
+
+def test_a_shape_without_preparing():
+    for name, prep in PREPARATIONS.items():
+        if name != "flexict-3d":
+            assert preparation.prepared_shape(prep, torso()) == tuple(prepare(prep, torso()).valid.shape)
+
+
 @pytest.mark.parametrize("ddof", [0, 1])
 @pytest.mark.parametrize("norm", ["z-volume", "z-slice"])
 def test_z_scores_are_float64_inside(norm, ddof):
@@ -255,6 +290,24 @@ GOLDEN = {
         (122.2963, -48.9349, -75.2267),
         (-0.578948, 0.119485),
         (1.77864, 1.80918, 1.90161, -0.253, 1.77697, 1.83496, -0.58519),
+    ),
+    ("ct-fm-head", 1): (
+        (1, 192, 128, 128),
+        (88.6504, -88.3983, -41.229),
+        (0.002639, 0.043058),
+        (0.35577, 0.83173, 0.0, 0.0, 0.0, 0.0, 0.0),
+    ),
+    ("ct-fm-head-tiny", 1): (
+        (1, 96, 64, 64),
+        (88.1483, -91.0142, -31.385),
+        (0.002751, 0.04378),
+        (0.9625, 0.76612, 1.0, 0.0, 0.0, 0.0, 0.0),
+    ),
+    ("suprem-head", 1): (
+        (1, 512, 128, 48),
+        (-124.4548, -375.4005, -76.5778),
+        (0.002645, 0.043111),
+        (0.54519, 0.0, 0.44327, 0.70481, 0.13462, 0.70673, 0.0),
     ),
 }
 """(name, version): shape, origin in mm, mean and deviation of x, and x at seven places, of `torso()`.
@@ -344,7 +397,8 @@ def test_labels_come_back_to_the_scan(name, code):
     """The bone ball, thresholded in the prepared tensor, is restored within half a voxel and with its own label only."""
     volume = torso(code=code)
     prepared = prepare(PREPARATIONS[name], volume)
-    if name.startswith(("flexict", "suprem")):  # whose scale is another in each slice or scan, or ends below bone
+    if name.startswith(("flexict", "suprem")) or "head" in name:
+        # whose scale is another in each slice or scan, ends below bone, or is four windows
         bright = prepare(replace(PREPARATIONS[name], intensity=Intensity()), volume).x[0] > 0.6
     else:
         bright = prepared.x[0] > 0.6

@@ -270,8 +270,8 @@ def padding(shape: Vec3, settings: Sizing) -> tuple[Vec3, Vec3]:
     return (offset[0], offset[1], offset[2]), (size[0], size[1], size[2])
 
 
-def prepare(preparation: Preparation, volume: Volume, *, device: str | torch.device = "cpu") -> Prepared:
-    """Apply `preparation` to `volume`; raises ContractError for a volume it was not made for or that is too large."""
+def _turned(preparation: Preparation, volume: Volume) -> tuple[Volume, Box]:
+    """The volume in the preparation's orientation, fill replaced, and the box of it that is kept."""
     check(preparation, volume)
     settings = preparation.resampling
     turned = volume if settings.orientation is None else volume.reorient(settings.orientation)
@@ -279,7 +279,19 @@ def prepare(preparation: Preparation, volume: Volume, *, device: str | torch.dev
         # Scanners write anything outside their field of view; it is no foreground, and no neighbour may be mixed with it.
         fill = np.asarray(settings.outside, dtype=turned.voxels.dtype)
         turned = turned.with_voxels(np.where(turned.valid, turned.voxels, fill))
-    box = foreground_box(turned.voxels, settings.foreground)
+    return turned, foreground_box(turned.voxels, settings.foreground)
+
+
+def prepared_shape(preparation: Preparation, volume: Volume) -> Vec3:
+    """Voxels (d, h, w) of the scan as `prepare` sizes it, before windows are stacked; nothing is interpolated."""
+    turned, box = _turned(preparation, volume)
+    return padding(place(preparation.resampling, turned.grid, box).shape, preparation.sizing)[1]
+
+
+def prepare(preparation: Preparation, volume: Volume, *, device: str | torch.device = "cpu") -> Prepared:
+    """Apply `preparation` to `volume`; raises ContractError for a volume it was not made for or that is too large."""
+    turned, box = _turned(preparation, volume)
+    settings = preparation.resampling
     placement = place(settings, turned.grid, box)
     offset, size = padding(placement.shape, preparation.sizing)
     channels = max(len(preparation.intensity.windows), 1)
@@ -341,6 +353,22 @@ def air_value(intensity: Intensity) -> float:
 
 _CT_FM = Preparation("ct-fm", 1, resampling=Resampling(spacing=(3.0, 1.0, 1.0), foreground=Foreground(above=0.0)))
 _Z = Intensity(clip=(-1000.0, 1000.0), norm="z-volume", ddof=1)
+_HEAD_WINDOWS = Intensity(
+    clip=(-1024.0, 3071.0),
+    windows=((0.0, 80.0), (-125.0, 175.0), (28.0, 36.0), (-900.0, 2100.0)),  # blood, subdural, stroke, bone
+    stack="axis0",
+)
+
+
+def _head(name: str, orientation: str, spacing: tuple[float, float, float], crop: Vec3) -> Preparation:
+    return Preparation(
+        name,
+        1,
+        resampling=Resampling(orientation=orientation, spacing=spacing, foreground=Foreground(above=0.0)),
+        intensity=_HEAD_WINDOWS,
+        sizing=Sizing(minimum=crop, crop=crop, pad="min"),
+    )
+
 
 PREPARATIONS: dict[str, Preparation] = {
     p.name: p
@@ -381,6 +409,9 @@ PREPARATIONS: dict[str, Preparation] = {
             intensity=Intensity(clip=(-175.0, 250.0)),
             sizing=Sizing(multiple=(8, 8, 8)),
         ),
+        _head("ct-fm-head", "SPL", (5.0, 2.0, 2.0), (48, 128, 128)),
+        _head("ct-fm-head-tiny", "SPL", (10.0, 4.0, 4.0), (24, 64, 64)),
+        _head("suprem-head", "RAS", (2.0, 2.0, 5.0), (128, 128, 48)),
     )
 }
 """The published preparations by name (reference: ct-fm.md section 2, flexict.md section 2.2).
@@ -389,6 +420,10 @@ PREPARATIONS: dict[str, Preparation] = {
 public feature extractor's card, ``suprem`` that of SuPreM's training (ct-fm.md 3.5; CT-FM's papers evaluate it with
 -1024..2048 HU instead). FlexiCT's loaders do not fix an orientation; ours use SPL, the array order that an axial
 DICOM series has there.
+
+``ct-fm-head`` and ``suprem-head`` are those of head triage: one input of 1x192x128x128 or 1x512x128x48. The paper lays the four
+windows side by side "width-wise"; the code joins them along the first axis, which is superior-inferior for CT-FM and left-right for
+SuPreM, and so do these. ``ct-fm-head-tiny`` is the same field of view at half the resolution, for two cores.
 """
 
 
