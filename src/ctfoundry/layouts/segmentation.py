@@ -15,24 +15,9 @@ from ctfoundry.layouts.cases import Case
 from ctfoundry.layouts.layout import Layout, Row, no_tables, relabelled, write_image, write_table
 from ctfoundry.phantom.names import GROUPS, IDS
 from ctfoundry.phantom.spec import View
+from ctfoundry.structures import system
 
-_WORDS = (
-    "spleen kidney_right kidney_left gallbladder liver stomach pancreas adrenal_gland_right adrenal_gland_left"
-    " lung_upper_lobe_left lung_lower_lobe_left lung_upper_lobe_right lung_middle_lobe_right lung_lower_lobe_right esophagus"
-    " trachea thyroid_gland small_bowel duodenum colon urinary_bladder prostate kidney_cyst_left kidney_cyst_right sacrum"
-    " vertebrae_S1 vertebrae_L5 vertebrae_L4 vertebrae_L3 vertebrae_L2 vertebrae_L1 vertebrae_T12 vertebrae_T11 vertebrae_T10"
-    " vertebrae_T9 vertebrae_T8 vertebrae_T7 vertebrae_T6 vertebrae_T5 vertebrae_T4 vertebrae_T3 vertebrae_T2 vertebrae_T1"
-    " vertebrae_C7 vertebrae_C6 vertebrae_C5 vertebrae_C4 vertebrae_C3 vertebrae_C2 vertebrae_C1 heart aorta pulmonary_vein"
-    " brachiocephalic_trunk subclavian_artery_right subclavian_artery_left common_carotid_artery_right"
-    " common_carotid_artery_left brachiocephalic_vein_left brachiocephalic_vein_right atrial_appendage_left superior_vena_cava"
-    " inferior_vena_cava portal_vein_and_splenic_vein iliac_artery_left iliac_artery_right iliac_vena_left iliac_vena_right"
-    " humerus_left humerus_right scapula_left scapula_right clavicula_left clavicula_right femur_left femur_right hip_left"
-    " hip_right spinal_cord gluteus_maximus_left gluteus_maximus_right gluteus_medius_left gluteus_medius_right"
-    " gluteus_minimus_left gluteus_minimus_right autochthon_left autochthon_right iliopsoas_left iliopsoas_right brain"
-    " skull"
-)
-_RIBS = tuple(f"rib_{side}_{n}" for side in ("left", "right") for n in range(1, 13))
-TOTAL_V2: tuple[str, ...] = (*_WORDS.split(), *_RIBS, "sternum", "costal_cartilages")
+TOTAL_V2: tuple[str, ...] = system("totalsegmentator").structures
 """The 117 classes of TotalSegmentator v2 in the order of their numbers 1 to 117; one mask file each."""
 
 META = (
