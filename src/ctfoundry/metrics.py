@@ -1,4 +1,4 @@
-"""Measures on label maps and points, small and exact.
+"""Measures on label maps, points and labels of whole scans, small and exact.
 
 Conventions: a structure that neither map holds has no Dice (NaN), because nothing was asked; one that only one of them
 holds has Dice 0. Centroids are means of voxel centres in world millimetres (RAS+). Distances are Euclidean, in millimetres.
@@ -15,7 +15,7 @@ from ctfoundry.errors import GeometryError
 from ctfoundry.volume import Volume
 
 if TYPE_CHECKING:
-    from jaxtyping import Float64, Integer
+    from jaxtyping import Bool, Float64, Integer
 
     from ctfoundry.geometry import Points
 
@@ -64,3 +64,164 @@ def localisation_error(points: Points, truth: Points) -> Float64[np.ndarray, "..
             f"points {a.shape} and truth {b.shape} are not two equal (..., 3)", where="localisation_error"
         )
     return np.asarray(np.linalg.norm(a - b, axis=-1))
+
+
+# Whole-scan labels. `weight` says how often each scan counts, as a bootstrap over patients draws them; None: each once.
+
+
+def auroc(
+    scores: Float64[np.ndarray, "n"], positive: Bool[np.ndarray, "n"], weight: Float64[np.ndarray, "n"] | None = None
+) -> float:
+    """Area under the receiver operating characteristic: the share of pairs (positive, negative) in which the positive scores higher,
+    ties counting half (Hanley and McNeil 1982). NaN where one class is absent.
+
+    >>> auroc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, True, False, True]))
+    0.875
+    """
+    own, other = _by_score(scores, positive, weight)
+    if not own.sum() or not other.sum():
+        return float("nan")
+    below = np.cumsum(other) - other
+    return float((own * (below + 0.5 * other)).sum() / (own.sum() * other.sum()))
+
+
+def average_precision(
+    scores: Float64[np.ndarray, "n"], positive: Bool[np.ndarray, "n"], weight: Float64[np.ndarray, "n"] | None = None
+) -> float:
+    """Sum over thresholds of (gain in recall) x precision, without interpolation; NaN without positives."""
+    own, other = (side[::-1] for side in _by_score(scores, positive, weight))
+    if not own.sum():
+        return float("nan")
+    hit, taken = np.cumsum(own), np.cumsum(own + other)
+    return float((own / own.sum() * hit / np.maximum(taken, 1e-300)).sum())
+
+
+def roc(
+    scores: Float64[np.ndarray, "n"], positive: Bool[np.ndarray, "n"], weight: Float64[np.ndarray, "n"] | None = None
+) -> tuple[Float64[np.ndarray, "t"], Float64[np.ndarray, "t"], Float64[np.ndarray, "t"]]:
+    """(false positive rate, true positive rate, threshold) from no positive call to all; a scan is called positive from its threshold on."""
+    own, other = (side[::-1] for side in _by_score(scores, positive, weight))
+    thresholds = np.unique(scores)[::-1]
+    rates = [np.concatenate([[0.0], np.cumsum(side) / max(side.sum(), 1e-300)]) for side in (other, own)]
+    return rates[0], rates[1], np.concatenate([[np.inf], thresholds])
+
+
+def youden(scores: Float64[np.ndarray, "n"], positive: Bool[np.ndarray, "n"]) -> float:
+    """The threshold with the largest sensitivity + specificity (Youden 1950): half-way between the score that is called positive there and
+    the next one below. Of several as good it is the one nearest to 0.5. Raises ValueError where one class is absent.
+    """
+    if positive.all() or not positive.any():
+        raise ValueError("a threshold is chosen on scans of both classes")
+    fpr, tpr, threshold = roc(scores, positive)
+    gain = (tpr - fpr)[1:]
+    lower = np.append(threshold[2:], threshold[-1])  # below the lowest there is none
+    middles = (threshold[1:] + lower) / 2
+    best = np.flatnonzero(gain >= gain.max() - 1e-12)
+    return float(middles[best[np.argmin(np.abs(middles[best] - 0.5))]])
+
+
+def at_threshold(
+    probabilities: Float64[np.ndarray, "n"],
+    positive: Bool[np.ndarray, "n"],
+    threshold: float,
+    weight: Float64[np.ndarray, "n"] | None = None,
+) -> dict[str, float]:
+    """Sensitivity, specificity, precision, F1, accuracy and balanced accuracy of calling scans positive from `threshold` on.
+
+    A rate of nothing is NaN (sensitivity without positives, precision without positive calls); F1 is then 0 where there is any positive.
+    """
+    w = np.ones(len(positive)) if weight is None else weight
+    called = probabilities >= threshold
+    tp, fp = float(w[called & positive].sum()), float(w[called & ~positive].sum())
+    fn, tn = float(w[~called & positive].sum()), float(w[~called & ~positive].sum())
+
+    def share(part: float, whole: float) -> float:
+        return part / whole if whole else float("nan")
+
+    sensitivity, specificity = share(tp, tp + fn), share(tn, tn + fp)
+    return {
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+        "precision": share(tp, tp + fp),
+        "f1": share(2 * tp, 2 * tp + fp + fn),
+        "accuracy": share(tp + tn, tp + fp + fn + tn),
+        "balanced_accuracy": (sensitivity + specificity) / 2,
+    }
+
+
+def brier(
+    probabilities: Float64[np.ndarray, "n"],
+    positive: Bool[np.ndarray, "n"],
+    weight: Float64[np.ndarray, "n"] | None = None,
+) -> float:
+    """Mean squared difference of probability and outcome (Brier 1950)."""
+    return float(np.average(np.square(probabilities - positive), weights=weight))
+
+
+def log_loss(
+    probabilities: Float64[np.ndarray, "n k"],
+    classes: Integer[np.ndarray, "n"],
+    weight: Float64[np.ndarray, "n"] | None = None,
+) -> float:
+    """Mean of -log of the probability of the true class; probabilities are kept above 1e-15."""
+    own = probabilities[np.arange(len(classes)), classes]
+    return float(np.average(-np.log(np.clip(own, 1e-15, 1.0)), weights=weight))
+
+
+def reliability(
+    probabilities: Float64[np.ndarray, "n"], positive: Bool[np.ndarray, "n"], bins: int = 10
+) -> list[tuple[float, float, int]]:
+    """(mean probability, share of positives, scans) of bins of equal mass; equal probabilities stay in one bin, empty bins are left out."""
+    edges = np.quantile(probabilities, np.linspace(0, 1, bins + 1))
+    place = np.searchsorted(edges[1:-1], probabilities)
+    return [
+        (float(probabilities[at].mean()), float(positive[at].mean()), int(at.sum()))
+        for at in (place == i for i in range(bins))
+        if at.any()
+    ]
+
+
+def expected_calibration_error(
+    probabilities: Float64[np.ndarray, "n"], positive: Bool[np.ndarray, "n"], bins: int = 10
+) -> float:
+    """Mean over scans of |mean probability - share of positives| of their bin, bins of equal mass (Nguyen and O'Connor 2015)."""
+    found = reliability(probabilities, positive, bins)
+    return sum(n * abs(said - seen) for said, seen, n in found) / len(probabilities)
+
+
+def macro_auroc(
+    probabilities: Float64[np.ndarray, "n k"],
+    classes: Integer[np.ndarray, "n"],
+    weight: Float64[np.ndarray, "n"] | None = None,
+) -> float:
+    """Mean over classes of the area of one against the rest; NaN where one is absent."""
+    return float(np.mean([auroc(probabilities[:, i], classes == i, weight) for i in range(probabilities.shape[1])]))
+
+
+def multiclass_rates(
+    probabilities: Float64[np.ndarray, "n k"],
+    classes: Integer[np.ndarray, "n"],
+    weight: Float64[np.ndarray, "n"] | None = None,
+) -> dict[str, float]:
+    """Accuracy, balanced accuracy (mean recall) and macro F1 of the most probable class; a class that no scan has counts in neither mean."""
+    w = np.ones(len(classes)) if weight is None else weight
+    size = probabilities.shape[1]
+    table = np.zeros((size, size))
+    np.add.at(table, (classes, probabilities.argmax(1)), w)
+    own, called, hit = table.sum(1), table.sum(0), np.diag(table)
+    there = own > 0
+    return {
+        "accuracy": float(hit.sum() / table.sum()),
+        "balanced_accuracy": float(np.mean(hit[there] / own[there])),
+        "f1": float(np.mean(2 * hit[there] / (own + called)[there])),
+    }
+
+
+def _by_score(
+    scores: Float64[np.ndarray, "n"], positive: Bool[np.ndarray, "n"], weight: Float64[np.ndarray, "n"] | None
+) -> tuple[Float64[np.ndarray, "t"], Float64[np.ndarray, "t"]]:
+    """How many positives and negatives have each distinct score, lowest first."""
+    w = np.ones(len(scores)) if weight is None else weight
+    distinct, place = np.unique(scores, return_inverse=True)
+    own = np.bincount(place, w * positive, len(distinct))
+    return own, np.bincount(place, w * ~positive, len(distinct))

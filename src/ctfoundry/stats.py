@@ -64,13 +64,25 @@ def difference(
 
 
 def resampled(
-    patients: int, statistic: Callable[[np.ndarray], float], values: int, *, seed: int = 0, repeats: int = 2000
+    patients: int,
+    statistic: Callable[[np.ndarray], float],
+    values: int,
+    *,
+    seed: int = 0,
+    repeats: int = 2000,
+    strata: Sequence[int] | None = None,
 ) -> Interval:
     """Any statistic of a cohort with its interval: `statistic` gets how often each patient counts, (patients,).
 
     Repeats for which it is not a number (nothing was drawn that it needs) are left out. `values` : how many numbers it is made of.
+    `strata` : a number for each patient; patients of one stratum are drawn among themselves, so that each keeps its size.
     """
-    drawn = np.array([statistic(row) for row in _draws(patients, seed, repeats)])
+    counts = np.zeros((repeats, patients))
+    groups = np.zeros(patients, dtype=int) if strata is None else np.asarray(strata)
+    for number, stratum in enumerate(np.unique(groups)):
+        own = np.flatnonzero(groups == stratum)
+        counts[:, own] = _draws(len(own), seed, repeats, number)
+    drawn = np.array([statistic(row) for row in counts])
     return _interval(float(statistic(np.ones(patients))), drawn[np.isfinite(drawn)], patients, values, seed)
 
 
@@ -116,9 +128,10 @@ def pair_difference(ours: Sequence[Pair], other: Sequence[Pair], *, seed: int = 
     return pairs(both, "mean", seed=seed)
 
 
-def _draws(patients: int, seed: int, repeats: int) -> Float64[np.ndarray, "repeats patients"]:
+def _draws(patients: int, seed: int, repeats: int, stratum: int = 0) -> Float64[np.ndarray, "repeats patients"]:
     """How often each patient is drawn in each repeat."""
-    chosen = Key.of("bootstrap", seed).integers(0, patients, (repeats, patients))
+    key = Key.of("bootstrap", seed)
+    chosen = (key("stratum", stratum) if stratum else key).integers(0, patients, (repeats, patients))
     counts = np.zeros((repeats, patients))
     np.add.at(counts, (np.arange(repeats)[:, None], chosen), 1.0)
     return counts
