@@ -19,6 +19,7 @@ from ctfoundry.errors import ContractError
 from ctfoundry.geometry import Grid, Vec3
 from ctfoundry.infer import passes
 from ctfoundry.infer.passes import Extent, Precision
+from ctfoundry.models.combined import by_slices
 from ctfoundry.models.levels import Level
 from ctfoundry.preparation import Preparation, Prepared, prepare
 from ctfoundry.settings import nearest
@@ -226,14 +227,9 @@ class Encoder:
         An encoder of slices sees each slice of the batch alone: maps are stacked again, vectors are means over the slices.
         """
         backbone: Any = self.network
-        b, _, d, _, _ = x.shape
-        if self.extent.mode != "slices" or d == 1:
+        if self.extent.mode != "slices" or x.shape[2] == 1:
             return backbone.features(x, tuple(levels))
-        maps, tokens = backbone.features(x.transpose(1, 2).flatten(0, 1)[:, :, None], tuple(levels))
-        return (
-            {name: data[:, :, 0].unflatten(0, (b, d)).transpose(1, 2) for name, data in maps.items()},
-            {name: rows.unflatten(0, (b, d)).mean(1) for name, rows in tokens.items()},
-        )
+        return by_slices(backbone.features, x, tuple(levels))
 
     def prepare(self, volume: Volume) -> Prepared:
         """The volume as this encoder's input, on its device."""

@@ -82,9 +82,9 @@ def test_equals_the_literal_network(norm: str) -> None:
     x = noise(2, 1, 16, 8, 24)
     with torch.no_grad():
         skips, logits = literal(network.state_dict(), x.double(), norm == "batch")
-        for mine, other in zip(network(x), skips, strict=True):
+        for mine, other in zip(network.encoder(x), skips, strict=True):
             torch.testing.assert_close(mine.double(), other, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(network.logits(x).double(), logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(network(x).double(), logits, rtol=1e-4, atol=1e-5)
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
@@ -137,6 +137,6 @@ def test_levels_and_wrong_input() -> None:
             network.features(x[0], (names[0],))
         assert network.peak_bytes((16, 32, 32)) > 4 * 16 * 32 * 32 * network.levels[0].channels
     with pytest.raises(ContractError, match="no multiple of 8"):
-        SuPreMUNet(filters=2).logits(noise(1, 1, 12, 8, 8))
+        SuPreMUNet(filters=2)(noise(1, 1, 12, 8, 8))
     with pytest.raises(ContractError, match="no norm is called"):
         SuPreMEncoder(norm="instance")  # type: ignore[arg-type]

@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 
 class Conv3x3x3(nn.Conv3d):
-    """`nn.Conv3d` with a 3x3x3 kernel, padding 1 and no bias, whose gradients can be trusted in bf16.
+    """`nn.Conv3d` with a 3x3x3 kernel and padding 1, whose gradients can be trusted in bf16.
 
     In torch 2.13 the weight gradient of a bf16 convolution on the CPU (oneDNN, ``jit_bf16:avx512_core_bf16``) is wrong, or NaN from
     memory never written, for inputs of exactly two slices at stride 1: the fourth stage of a crop of 16 slices is there. With the
     padding of that axis made first, the result is the same and the gradient right.
     """
 
-    def __init__(self, channels: int, out: int, stride: int = 1) -> None:
-        super().__init__(channels, out, kernel_size=3, stride=stride, padding=1, bias=False)
+    def __init__(self, channels: int, out: int, stride: int = 1, *, bias: bool = False) -> None:
+        super().__init__(channels, out, kernel_size=3, stride=stride, padding=1, bias=bias)
 
     def forward(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b o d2 h2 w2"]:
         """Convolve."""
         if x.shape[2] == 2 and x.device.type == "cpu":
-            return F.conv3d(F.pad(x, (0, 0, 0, 0, 1, 1)), self.weight, None, self.stride, (0, 1, 1))
+            return F.conv3d(F.pad(x, (0, 0, 0, 0, 1, 1)), self.weight, self.bias, self.stride, (0, 1, 1))
         return super().forward(x)

@@ -7,6 +7,7 @@ else is in the batch; ``norm="running"`` uses the stored statistics there, as a 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from math import gcd
 from typing import TYPE_CHECKING, Literal
@@ -51,7 +52,7 @@ class Unit(nn.Module):
 
     def __init__(self, channels: int, out: int, norm: Norm) -> None:
         super().__init__()
-        self.conv1 = nn.Conv3d(channels, out, kernel_size=3, padding=1)
+        self.conv1 = Conv3x3x3(channels, out, bias=True)
         self.bn1 = (BatchStatisticsNorm3d if norm == "batch" else nn.BatchNorm3d)(out)
         self.activation = nn.ReLU(inplace=True)
 
@@ -151,23 +152,44 @@ class SuPreMEncoder(nn.Module):
 
 
 class SuPreMUNet(SuPreMEncoder):
-    """The whole U-Net: with one class 106 state tensors and 19,073,665 parameters. Sizes of inputs are multiples of 8."""
+    """The whole U-Net: with one class 106 state tensors and 19,073,665 parameters. Sizes of inputs are multiples of 8.
+
+    Logits in train and in eval mode, of full resolution alone: it was published without deep supervision. `norm` as for the encoder.
+    """
 
     def __init__(self, in_channels: int = 1, classes: int = 1, filters: int = 32, norm: Norm = "running") -> None:
         super().__init__(in_channels, filters, norm)
+        self.classes, self.multiple = classes, (8, 8, 8)
         self.up_tr256 = UpStage(16 * filters, 8 * filters, norm)
         self.up_tr128 = UpStage(8 * filters, 4 * filters, norm)
         self.up_tr64 = UpStage(4 * filters, 2 * filters, norm)
         self.out_tr = OutStage(2 * filters, classes)
 
-    def logits(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b k d h w"]:
-        """One number for each class and voxel; raises ContractError for sizes that 8 does not divide."""
+    @property
+    def encoder(self) -> SuPreMEncoder:
+        """The way down as a network of its own; weights are shared, and its state has the same names."""
+        view = copy.copy(self)
+        view.__class__ = SuPreMEncoder  # type: ignore[assignment]
+        view._modules = {name: part for name, part in self._modules.items() if name in (*STAGES, "pool")}
+        return view
+
+    @property
+    def head(self) -> nn.Conv3d:
+        """What turns `trunk` into logits: linear, voxel by voxel."""
+        return self.out_tr.final_conv
+
+    def trunk(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b f d h w"]:
+        """The features of full resolution; raises ContractError for sizes that 8 does not divide."""
         if any(n % 8 for n in x.shape[2:]):
             raise ContractError(
                 f"an input of {tuple(x.shape[2:])} voxels is no multiple of 8", do="let the preparation pad it"
             )
-        s64, s128, s256, deepest = super().forward(x)
-        return self.out_tr(self.up_tr64(self.up_tr128(self.up_tr256(deepest, s256), s128), s64))
+        s64, s128, s256, deepest = self.features(x, STAGES)[0].values()
+        return self.up_tr64(self.up_tr128(self.up_tr256(deepest, s256), s128), s64)
+
+    def forward(self, x: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b k d h w"]:  # type: ignore[override]
+        """One number for each class and voxel."""
+        return self.head(self.trunk(x))
 
 
 class _Named(nn.Module):

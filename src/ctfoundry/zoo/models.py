@@ -147,6 +147,37 @@ def _segresnet_ds(arguments: dict[str, Any]) -> torch.nn.Module:
     return SegResNetDS(**arguments)
 
 
+def _suprem_unet_full(arguments: dict[str, Any]) -> torch.nn.Module:
+    from ctfoundry.models.suprem import SuPreMUNet
+
+    return SuPreMUNet(**arguments)
+
+
+def _encoder_decoder(arguments: dict[str, Any]) -> torch.nn.Module:
+    return _combined(arguments, lambda architecture, inner: UNDRAWN[architecture](inner))
+
+
+def _combined(arguments: dict[str, Any], make: Callable[[str, dict[str, Any]], torch.nn.Module]) -> torch.nn.Module:
+    """A network of any encoder and a decoder; ``arguments["encoder"]`` has its architecture and arguments."""
+    from ctfoundry.models.combined import EncoderDecoder
+
+    inner = arguments.get("encoder", {})
+    if not isinstance(inner, Mapping) or inner.get("architecture") not in ARCHITECTURES:
+        raise WeightsError(
+            f"the encoder has an unknown architecture: {inner!r}"[:200], do="register it first (docs/add-a-model.md)"
+        )
+    rest = {name: value for name, value in arguments.items() if name != "encoder"}
+    return EncoderDecoder(make(inner["architecture"], dict(inner["arguments"])), **rest)
+
+
+def _drawn_combined(arguments: dict[str, Any], key: Key) -> torch.nn.Module:
+    from ctfoundry.models.initialisation import initialise
+
+    network: Any = _combined(arguments, lambda architecture, inner: ARCHITECTURES[architecture](inner, key("encoder")))
+    initialise(network.decoder, key("decoder"))
+    return network
+
+
 UNDRAWN: dict[str, Callable[[dict[str, Any]], torch.nn.Module]] = {
     "segresnet-encoder": _segresnet,
     "segresnet-ds": _segresnet_ds,
@@ -154,6 +185,8 @@ UNDRAWN: dict[str, Callable[[dict[str, Any]], torch.nn.Module]] = {
     "flexict-vlm": _flexict_vlm,
     "suprem-unet": _suprem_unet,
     "suprem-segresnet": _suprem_segresnet,
+    "suprem-unet-full": _suprem_unet_full,
+    "encoder-decoder": _encoder_decoder,
 }
 """Our networks by name, whatever their weights: all that a state dict does not hold follows from the arguments."""
 
@@ -169,6 +202,7 @@ def _drawn(architecture: str) -> Callable[[dict[str, Any], Key], torch.nn.Module
 
 
 ARCHITECTURES: dict[str, Callable[[dict[str, Any], Key], torch.nn.Module]] = {name: _drawn(name) for name in UNDRAWN}
+ARCHITECTURES["encoder-decoder"] = _drawn_combined
 """What a card may name: the network of some arguments, its weights drawn from a key. Add a family by adding a function."""
 
 
@@ -195,7 +229,8 @@ def build(card: Card) -> torch.nn.Module:
 
 def empty(card: Card, *, device: str = "cpu") -> torch.nn.Module:
     """The network that a card describes, its weights not drawn where that can be spared: to be loaded, or on ``meta`` for shapes."""
-    if card.architecture not in UNDRAWN:
+    inner = card.arguments.get("encoder", {}) if card.architecture == "encoder-decoder" else {}
+    if card.architecture not in UNDRAWN or inner.get("architecture", card.architecture) not in UNDRAWN:
         return build(card).to(device)
     with torch.device("meta"):
         network = _made(card, UNDRAWN)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
-from ctfoundry.encoder import Card
-from ctfoundry.errors import UsageError, WeightsError
+from ctfoundry.encoder import Card, Encoder
+from ctfoundry.errors import SettingsError, UsageError, WeightsError
 from ctfoundry.infer.passes import Extent
+from ctfoundry.models.unet import deepest
+from ctfoundry.preparation import Preparation
 from ctfoundry.preparation import preparation as preparation_of
 from ctfoundry.segmenter import Pass, Segmenter
 from ctfoundry.volume import Volume
@@ -62,6 +67,79 @@ def segment(
 @lru_cache(maxsize=1)
 def _kept(file: str, _stamp: tuple[int, int] | None, device: str) -> Segmenter:
     return load_segmenter(file, device=device)
+
+
+def with_decoder(
+    encoder: Encoder,
+    names: Sequence[str],
+    *,
+    extent: Extent,
+    decoder: Literal["own", "unet", "light"] = "own",
+    depth: int = 4,
+    preparation: Preparation | None = None,
+    name: str = "",
+    seed: int = 0,
+) -> Card:
+    """The card of a segmentation network around an encoder's architecture, its weights not trained (`zoo.build` makes it).
+
+    Parameters
+    ----------
+    names : of the outputs in order, the background first.
+    extent : windows of the segmenter, or the whole scan.
+    decoder : ``own``: the one published with the family, where we have it, else ``unet``; ``unet`` or ``light`` (`EncoderDecoder`).
+    depth : resolutions with logits in training, as far as the decoder has them.
+    preparation : another one than the encoder's. For whole scans it is made to pad to what the network divides.
+
+    Raises SettingsError for windows that do not hold whole cells of the network, or a preparation of other channels.
+    """
+    own = encoder.card
+    chosen = preparation or encoder.preparation
+    channels = _channels(chosen)
+    wanted = int(own.arguments.get("vision", own.arguments).get("in_channels", 1))
+    if channels != wanted:
+        raise SettingsError(f"preparation {chosen.name!r} makes {channels} channels, the encoder takes {wanted}")
+    largest = deepest(encoder.levels)
+    if decoder == "own" and own.architecture == "segresnet-encoder":
+        steps = len(own.arguments["blocks"]) - 1
+        architecture = "segresnet-ds"
+        arguments = {**own.arguments, "blocks_up": [1] * steps, "depth": min(depth, steps)}
+    elif decoder == "own" and own.architecture == "suprem-unet":
+        architecture, arguments = "suprem-unet-full", dict(own.arguments)
+    else:
+        architecture = "encoder-decoder"
+        arguments = {
+            "encoder": {"architecture": own.architecture, "arguments": dict(own.arguments)},
+            "decoder": "light" if decoder == "light" else "unet",
+            "in_channels": channels,
+            "width": 16 if decoder == "light" else min(32, encoder.levels[0].channels),
+            "depth": depth,
+            "slices": encoder.extent.mode == "slices",
+        }
+    if extent.size is not None and any(n % m for n, m in zip(extent.size, largest, strict=True)):
+        raise SettingsError(f"windows of {extent.size} voxels are no multiple of {largest}, which {own.name} needs")
+    if extent.mode == "whole":
+        d, h, w = (math.lcm(n, m) for n, m in zip(chosen.sizing.multiple, largest, strict=True))
+        chosen = replace(chosen, sizing=replace(chosen.sizing, multiple=(d, h, w)))
+    return Card(
+        name=name or f"{own.name}-segmenter",
+        kind="segmenter",
+        architecture=architecture,
+        arguments={"classes": len(names), **arguments},
+        preparation=chosen,
+        extent=extent,
+        level="",
+        vector="",
+        weights="random",
+        origin=own.origin,
+        licence=own.licence,
+        seed=seed,
+        names=tuple(names),
+    )
+
+
+def _channels(preparation: Preparation) -> int:
+    intensity = preparation.intensity
+    return len(intensity.windows) if intensity.stack == "channel" else 1
 
 
 def convert_segmenter(
