@@ -312,3 +312,16 @@ def test_alignment_of_columns():
 def test_bad_sections_are_named(make, message):
     with pytest.raises(UsageError, match=message):
         make()
+
+
+def test_a_sortable_table_holds_each_cells_rank_and_no_script() -> None:
+    table = page.Table(
+        ("name", "ml"), [("b", "1,200.5"), ("a", 30), ("</style><script>", None), ("c", 4.5)], sortable=True
+    )
+    text = page.render(page.Page("t", [table]))
+    assert re.findall(r'<tr style="(--c0:\d;--c1:\d)">', text) == ["--c0:2;--c1:2", "--c0:1;--c1:1", "--c0:0;--c1:3", "--c0:3;--c1:0"]  # fmt: skip
+    assert "<script" not in text
+    assert text.count('type="radio"') == 4
+    names = re.findall(r'for="(sort-1-\d-(?:up|down))"', text)
+    assert sorted(names) == sorted(re.findall(r'id="(sort-1-\d-(?:up|down))"', text))
+    assert 'type="radio"' not in page.render(page.Page("t", [page.Table(("a",), [("b",)])]))

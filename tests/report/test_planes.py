@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from ctfoundry import geometry
 from ctfoundry.errors import UsageError
@@ -274,3 +275,20 @@ def test_real_scans(shared_ct: Path, name: str, window: str):
     picture = planes.three_planes(volume)
     assert picture.mean() > 20
     assert picture.std() > 30
+
+
+def test_outlines_leave_what_lies_within_visible() -> None:
+    hu = Volume(np.full((20, 40, 40), 40, np.int16), geometry.make_affine((2.0, 1.0, 1.0), "SPL"))
+    labels = np.zeros(hu.shape, np.uint8)
+    labels[5:15, 10:30, 10:30] = 3
+    options = {"point": hu.world((10, 20, 20)), "field": "scan", "height": 80, "window": (40, 400)}
+    plain = planes.three_planes(hu, **options)
+    drawn = planes.three_planes(hu, **options, overlay=Volume(labels, hu.affine, "label"), outlined=True)
+    panel = planes.layout(hu, height=80, field="scan")[0]
+    rows, columns = (slice(panel.top, panel.top + 80), slice(panel.left, panel.left + panel.columns))
+    changed = (plain != drawn).any(-1)[rows, columns]
+    box = np.zeros_like(changed)
+    box[20:60, 20:60] = True  # half a millimetre a pixel
+    edge = box & ~ndimage.binary_erosion(box)
+    assert changed[edge].mean() > 0.95  # letters of the picture hide some
+    assert not changed[~edge].any()

@@ -72,6 +72,7 @@ class Table:
     align : one of l, c, r for each column; default: r where all cells are numbers, l elsewhere.
     caption : stands above, after the table's number.
     marked : rows set off from the others (the run that the report is about), never "the best".
+    sortable : a click on a column's name sorts by it, a second one the other way. Done by style alone: each cell's rank is in the page.
     """
 
     headers: Sequence[str]
@@ -79,6 +80,7 @@ class Table:
     align: str = ""
     caption: str = ""
     marked: Sequence[int] = ()
+    sortable: bool = False
 
     def __post_init__(self) -> None:
         width = len(self.headers)
@@ -219,6 +221,7 @@ def _block(section: Section, counts: dict[str, int], slugs: set[str], contents: 
     elif isinstance(section, Table):
         counts["table"] += 1
         block |= {"number": counts["table"], "align": section.align or _alignment(section)}
+        block["ranks"] = _ranks(section) if section.sortable else []
     elif isinstance(section, Figure):
         counts["figure"] += 1
         block |= {"number": counts["figure"], "image": _image(section.image, section.alt)}
@@ -243,6 +246,31 @@ def _alignment(table: Table) -> str:
         )
 
     return "".join("r" if n and all(number(row[n]) for row in table.rows) else "l" for n in range(len(table.headers)))
+
+
+def _ranks(table: Table) -> list[str]:
+    """For each row its place in the order of each column, as style variables ``--c0``, ``--c1`` ...; empty cells come last, upwards."""
+    columns = []
+    for n in range(len(table.headers)):
+        cells = [row[n] for row in table.rows]
+        order = sorted(range(len(cells)), key=lambda k: _sort_key(cells[k]))
+        places = [0] * len(cells)
+        for place, k in enumerate(order):
+            places[k] = place
+        columns.append(places)
+    return [";".join(f"--c{n}:{places[k]}" for n, places in enumerate(columns)) for k in range(len(table.rows))]
+
+
+def _sort_key(cell: Cell) -> tuple[int, float, str]:
+    """Numbers by value, then texts by their letters, then what is empty."""
+    if cell is None or cell == "":
+        return 2, 0.0, ""
+    if isinstance(cell, int | float):
+        return 0, float(cell), ""
+    try:
+        return 0, float(cell.replace(",", "")), ""
+    except ValueError:
+        return 1, 0.0, cell
 
 
 def _slug(text: str, used: set[str]) -> str:

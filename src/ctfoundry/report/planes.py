@@ -146,6 +146,7 @@ def three_planes(
     crosshair: str | None = None,
     marks: Sequence[Mark] = (),
     overlay: Overlay | Volume | None = None,
+    outlined: bool = False,
 ) -> Picture:
     """Axial, coronal and sagittal plane through a point, side by side at one scale, as RGB.
 
@@ -159,6 +160,7 @@ def three_planes(
     crosshair : CSS colour of a crosshair at `point`, or None.
     marks : rings at other places.
     overlay : a heat or colour map, a label volume (one colour a label, `label_colour`), or another volume of 0..1 as a heat map.
+    outlined : draw labels of the overlay as outlines, so that what lies within stays visible, instead of filled.
 
     Raises UsageError for a window or field that does not exist and an overlay that does not fit.
     """
@@ -172,7 +174,7 @@ def three_planes(
         part = picture[panel.top : panel.top + panel.rows, panel.left : panel.left + panel.columns]
         part[:] = _base(volume, panel, centre, low, high)
         if overlay is not None:
-            _lay_over(part, volume, panel, centre, overlay)
+            _lay_over(part, volume, panel, centre, overlay, outlined)
         for mark in marks:
             _ring(part, panel, mark, centre)
         if crosshair is not None:
@@ -363,11 +365,13 @@ def _labels(
     return table[which.reshape(values.shape)], np.asarray(inside & (values != 0))
 
 
-def _lay_over(part: np.ndarray, volume: Volume, panel: Panel, centre: np.ndarray, overlay: Overlay | Volume) -> None:
+def _lay_over(
+    part: np.ndarray, volume: Volume, panel: Panel, centre: np.ndarray, overlay: Overlay | Volume, outlined: bool
+) -> None:
     points = panel.points(float(centre[panel.through]))
     if isinstance(overlay, Volume) and overlay.kind == "label":
         colours, shown = _labels(*_canonical(overlay), points)
-        weight = shown * np.float32(0.5)
+        weight = _edges(colours, shown) * np.float32(0.9) if outlined else shown * np.float32(0.5)
     else:
         if isinstance(overlay, Volume):
             overlay = Overlay(overlay.voxels, overlay.affine)
@@ -394,6 +398,14 @@ def _lay_over(part: np.ndarray, volume: Volume, panel: Panel, centre: np.ndarray
         else:
             colours = np.clip(mapped, 0, 1)
     part += (colours - part) * weight[..., None]
+
+
+def _edges(colours: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """The pixels of each coloured region that have a neighbour of another colour, or none, above, below or beside them."""
+    same = np.pad(np.where(shown[..., None], colours, -1), ((1, 1), (1, 1), (0, 0)), mode="edge")
+    inner = same[1:-1, 1:-1]
+    beside = (same[:-2, 1:-1], same[2:, 1:-1], same[1:-1, :-2], same[1:-1, 2:])
+    return np.asarray(shown & np.any([(inner != other).any(-1) for other in beside], axis=0))
 
 
 def _paint(part: np.ndarray, weight: np.ndarray, colour: str) -> None:
