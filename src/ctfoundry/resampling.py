@@ -7,6 +7,8 @@ output; `apply_taps` runs it over whole volumes, and `as_matrix` gives the dense
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -14,10 +16,14 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Float32, Int64
+    from jaxtyping import Float, Float32, Float64, Int64
     from torch import Tensor
 
+    Three = tuple[float, float, float]
+
 Rule = Literal["monai", "sitk", "antialias"]
+TRUNCATED = 4.0
+"""Smoothing kernels end at this many sigmas, as MONAI's do."""
 MANY_TAPS = 8
 """With more inputs per output one dense matrix product is faster than a pass over the array for each input."""
 
@@ -173,3 +179,39 @@ def _reach(mask: np.ndarray, operators: tuple[Taps, Taps, Taps]) -> tuple[tuple[
 def _restrict(op: Taps, source: slice, target: slice) -> Taps:
     start, stop, _ = source.indices(op.length)
     return Taps(op.index[:, target] - start, op.weight[:, target], op.inside[target], stop - start)
+
+
+def smoothing_operators(
+    sigmas: Sequence[Three], size: Sequence[int], *, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gaussian smoothing of n arrays: one stack (n, size, size) an axis, float64.
+
+    MONAI's "erf" kernel: the Gaussian's integral over each voxel, cut at 4 sigma, not normalised again; zeros beyond the array.
+    """
+    stacks = []
+    for axis, n in enumerate(size):
+        sigma = torch.tensor([v[axis] for v in sigmas], dtype=torch.float64, device=device).reshape(-1, 1)  # n 1
+        voxel = torch.arange(n, device=device)
+        t = math.sqrt(0.5) / sigma
+        kernel = 0.5 * (torch.erf(t * (voxel + 0.5)) - torch.erf(t * (voxel - 0.5)))  # n distance
+        kernel = kernel * (voxel <= (sigma * TRUNCATED).clamp_min(0.5).add(0.5).floor())
+        stacks.append(kernel[:, (voxel[:, None] - voxel).abs()])  # n out in
+    return stacks[0], stacks[1], stacks[2]
+
+
+def affine_matrices(rotations: Sequence[Three], scales: Sequence[Three]) -> Float64[Tensor, "n 3 3"]:
+    """Which offset from the centre, in voxels along d, h, w, each array reads for an offset of its own.
+
+    ``R_d R_h R_w S``, as MONAI's RandAffine composes it: rotations in radians about the axes, then the scales. Axes count in
+    voxels, so on a grid of 3x1x1 mm only the rotation about d is one of the patient; the others shear.
+    """
+    turned = []
+    for axis, (a, b) in enumerate(((1, 2), (2, 0), (0, 1))):
+        angle = torch.tensor([r[axis] for r in rotations], dtype=torch.float64)
+        one = torch.eye(3, dtype=torch.float64).repeat(len(rotations), 1, 1)
+        one[:, a, a] = one[:, b, b] = angle.cos()
+        one[:, b, a] = angle.sin()
+        one[:, a, b] = -angle.sin()
+        turned.append(one)
+    scale = torch.tensor([list(s) for s in scales], dtype=torch.float64).reshape(-1, 1, 3)
+    return turned[0] @ turned[1] @ turned[2] * scale

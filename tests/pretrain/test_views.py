@@ -13,13 +13,11 @@ from ctfoundry.keys import Key
 from ctfoundry.pretrain.view_operators import (
     _affine_by_grid,
     affine_,
-    affine_matrices,
     axis_operators,
     histogram_shift_,
-    smoothing_operators,
 )
 from ctfoundry.pretrain.views import ViewDraw, ViewSettings, draw_view, make_views
-from ctfoundry.resampling import taps
+from ctfoundry.resampling import affine_matrices, smoothing_operators, taps
 
 KEY = Key.of("test", "views")
 SIZE = (12, 40, 37)

@@ -14,6 +14,7 @@ import torch
 
 from ctfoundry.errors import ContractError
 from ctfoundry.geometry import Vec3
+from ctfoundry.resampling import affine_matrices
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float64
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 BLOCK = 16
 """Rows of one band: fewer leave out more zeros, more multiply faster."""
-TRUNCATED = 4.0
-"""Smoothing kernels end at this many sigmas, as MONAI's do."""
 SLAB = 1 << 15
 """Voxels that `affine_` looks up at a time on the CPU."""
 EXACT = 1 << 24
@@ -66,42 +65,6 @@ def axis_operators(
         matrix.scatter_(2, index, (1 - far).to(dtype))
         stacks.append(matrix.scatter_add_(2, (index + 1).clamp_max(n - 1), far.to(dtype)))
     return stacks[0], stacks[1], stacks[2]
-
-
-def smoothing_operators(
-    sigmas: Sequence[tuple[float, float, float]], size: Vec3, *, device: torch.device | str = "cpu"
-) -> Operators:
-    """Gaussian smoothing of n views: one stack (n, size, size) an axis, float64.
-
-    MONAI's "erf" kernel: the Gaussian's integral over each voxel, cut at 4 sigma, not normalised again; zeros beyond the view.
-    """
-    stacks = []
-    for axis, n in enumerate(size):
-        sigma = torch.tensor([v[axis] for v in sigmas], dtype=torch.float64, device=device).reshape(-1, 1)  # n 1
-        voxel = torch.arange(n, device=device)
-        t = math.sqrt(0.5) / sigma
-        kernel = 0.5 * (torch.erf(t * (voxel + 0.5)) - torch.erf(t * (voxel - 0.5)))  # n distance
-        kernel = kernel * (voxel <= (sigma * TRUNCATED).clamp_min(0.5).add(0.5).floor())
-        stacks.append(kernel[:, (voxel[:, None] - voxel).abs()])  # n out in
-    return stacks[0], stacks[1], stacks[2]
-
-
-def affine_matrices(rotations: Sequence[Three], scales: Sequence[Three]) -> Float64[Tensor, "n 3 3"]:
-    """Which offset from the centre, in voxels along d, h, w, each view reads for an offset of its own.
-
-    ``R_d R_h R_w S``, as MONAI's RandAffine composes it: rotations in radians about the axes, then the scales. Axes count in
-    voxels, so on a grid of 3x1x1 mm only the rotation about d is one of the patient; the others shear.
-    """
-    turned = []
-    for axis, (a, b) in enumerate(((1, 2), (2, 0), (0, 1))):
-        angle = torch.tensor([r[axis] for r in rotations], dtype=torch.float64)
-        one = torch.eye(3, dtype=torch.float64).repeat(len(rotations), 1, 1)
-        one[:, a, a] = one[:, b, b] = angle.cos()
-        one[:, b, a] = angle.sin()
-        one[:, a, b] = -angle.sin()
-        turned.append(one)
-    scale = torch.tensor([list(s) for s in scales], dtype=torch.float64).reshape(-1, 1, 3)
-    return turned[0] @ turned[1] @ turned[2] * scale
 
 
 def affine_(

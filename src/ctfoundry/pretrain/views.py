@@ -28,8 +28,8 @@ from ctfoundry.pretrain.view_operators import (
     histogram_shift_,
     products,
     shaped,
-    smoothing_operators,
 )
+from ctfoundry.resampling import smoothing_operators
 
 if TYPE_CHECKING:
     from jaxtyping import Float
