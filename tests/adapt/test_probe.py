@@ -12,13 +12,12 @@ from ctfoundry import zoo
 from ctfoundry.adapt.cases import IGNORE, Cases, Classes, PreparedCase, prepare_case, scan_of
 from ctfoundry.adapt.probe import (
     ProbeSettings,
-    Scores,
-    class_counts,
     encoder_maps,
     feature_crops,
     probe_segmentation,
     random_twin,
 )
+from ctfoundry.adapt.scores import Scores, class_counts
 from ctfoundry.adapt.trivial import intensity_scores, position_scores
 from ctfoundry.encoder import Encoder
 from ctfoundry.errors import ContractError, UsageError

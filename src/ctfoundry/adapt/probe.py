@@ -11,15 +11,14 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
-from ctfoundry import stats
 from ctfoundry.adapt.cases import IGNORE, PreparedCase, preparation_digest
+from ctfoundry.adapt.scores import Scores, class_counts
 from ctfoundry.adapt.segmentation import CaseSource, CropDraws, anchors, cut, dice_cross_entropy, draw_crop
 from ctfoundry.encoder import WHOLE_CAP_BYTES, Encoder
 from ctfoundry.errors import ContractError, UsageError
@@ -30,11 +29,10 @@ from ctfoundry.keys import Key
 from ctfoundry.models.decoders import LightDecoder, crop_cells
 from ctfoundry.models.initialisation import initialise
 from ctfoundry.models.levels import Level
-from ctfoundry.stats import Interval
 from ctfoundry.train import LoopSettings, Optimiser, Schedule, fit
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int64, UInt8
+    from jaxtyping import Float, UInt8
     from torch import Tensor
 
 
@@ -70,88 +68,6 @@ class ProbeSettings:
 
 
 DEFAULTS = ProbeSettings()
-
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """Voxel counts of one method on some scans, and what follows from them.
-
-    Attributes
-    ----------
-    method : what segmented.
-    classes : names, without the background.
-    patients : of each scan.
-    counts : (scans, classes, 3) voxels that are hit, predicted and the reference's.
-    seed : of the bootstrap.
-    """
-
-    method: str
-    classes: tuple[str, ...]
-    patients: tuple[str, ...]
-    counts: Int64[np.ndarray, "scans classes 3"]
-    seed: int = 0
-
-    @cached_property
-    def dice(self) -> np.ndarray:
-        """Dice (scans, classes): NaN where neither prediction nor reference holds the class, 0 where only one does."""
-        hit, taken, own = np.moveaxis(self.counts, 2, 0).astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            return np.where(taken + own > 0, 2 * hit / (taken + own), np.nan)
-
-    @cached_property
-    def macro(self) -> Interval:
-        """Mean over patients of the mean over the classes that a scan or its prediction holds, with a bootstrap interval."""
-        values: dict[str, list[float]] = {}
-        for patient, row in zip(self.patients, self.dice, strict=True):
-            if np.isfinite(row).any():
-                values.setdefault(patient, []).append(float(np.nanmean(row)))
-        return stats.mean(values, seed=self.seed)
-
-    @cached_property
-    def micro(self) -> Interval:
-        """Dice of all foreground voxels pooled over classes and scans, with a bootstrap interval over patients."""
-        names = sorted(set(self.patients))
-        table = np.zeros((len(names), 3))
-        for patient, row in zip(self.patients, self.counts, strict=True):
-            table[names.index(patient)] += row.sum(0)
-
-        def pooled(weight: np.ndarray) -> float:
-            hit, taken, own = weight @ table
-            return float(2 * hit / (taken + own)) if taken + own else float("nan")
-
-        return stats.resampled(len(names), pooled, int(self.counts[..., 2].sum()), seed=self.seed)
-
-    @cached_property
-    def labels(self) -> dict[str, Interval | None]:
-        """Each class' mean Dice over the patients that it is asked of; None where no scan or prediction holds it."""
-        found: dict[str, Interval | None] = {}
-        for i, name in enumerate(self.classes):
-            values: dict[str, list[float]] = {}
-            for patient, value in zip(self.patients, self.dice[:, i], strict=True):
-                if np.isfinite(value):
-                    values.setdefault(patient, []).append(float(value))
-            found[name] = stats.mean(values, seed=self.seed) if values else None
-        return found
-
-    def data(self) -> dict[str, Any]:
-        """Plain values, for JSON; patients by number only."""
-        return {
-            "method": self.method,
-            "macro": interval_data(self.macro),
-            "micro": interval_data(self.micro),
-            "labels": {name: None if i is None else interval_data(i) for name, i in self.labels.items()},
-        }
-
-
-def interval_data(interval: Interval) -> dict[str, Any]:
-    """An interval as plain values."""
-    return {
-        "value": interval.value,
-        "low": interval.low,
-        "high": interval.high,
-        "patients": interval.patients,
-        "seed": interval.seed,
-    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -387,17 +303,6 @@ def _trained(
         # a probe takes seconds: nothing of its run is worth keeping
         summary = fit(DecoderTask(decoder, crops), CaseSource(crops), loop, Path(folder), device=device, quiet=True)
     return decoder.eval(), float(summary.last["loss"])
-
-
-def class_counts(
-    prediction: UInt8[np.ndarray, "d h w"], reference: UInt8[np.ndarray, "d h w"], classes: int
-) -> Int64[np.ndarray, "classes 3"]:
-    """Voxels of each class that are hit, predicted and the reference's; IGNORE voxels of the reference count nowhere."""
-    asked = reference != IGNORE
-    ours, theirs = prediction[asked], reference[asked]
-    size = classes + 1
-    hit = np.bincount(theirs[ours == theirs], minlength=size)
-    return np.stack([hit, np.bincount(ours, minlength=size), np.bincount(theirs, minlength=size)], 1)[1:size]
 
 
 def random_twin(encoder: Encoder, seed: int = 0) -> Encoder:

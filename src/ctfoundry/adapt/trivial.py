@@ -10,7 +10,7 @@ import numpy as np
 
 from ctfoundry import geometry
 from ctfoundry.adapt.cases import IGNORE, PreparedCase
-from ctfoundry.adapt.probe import Scores, class_counts
+from ctfoundry.adapt.scores import Scores, class_counts
 from ctfoundry.phantom.difficulty import HU_EDGES, hu_counts
 from ctfoundry.volume import Volume
 

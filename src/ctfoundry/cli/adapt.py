@@ -12,7 +12,8 @@ from ctfoundry.cli.common import Device, Seed, print_table, say, show, verb
 
 if TYPE_CHECKING:
     from ctfoundry.adapt.curve import ProbeSet
-    from ctfoundry.adapt.probe import ProbeSettings, Scores
+    from ctfoundry.adapt.probe import ProbeSettings
+    from ctfoundry.adapt.scores import Scores
     from ctfoundry.preparation import Preparation
 
 Data = Annotated[Path, typer.Option(help="labelled scans: phantoms, or any data set of `ctfoundry datasets`")]

@@ -29,7 +29,7 @@ from ctfoundry.preparation import PREPARATIONS
 from ctfoundry.settings import nearest, to_data, with_changes
 
 if TYPE_CHECKING:
-    from ctfoundry.adapt.probe import Scores
+    from ctfoundry.adapt.scores import Scores
     from ctfoundry.encoder import Encoder
     from ctfoundry.pretrain.recipe import Recipe
 
