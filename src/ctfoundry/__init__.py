@@ -2,7 +2,7 @@
 
 >>> import ctfoundry as ct
 >>> sorted(ct.__all__)
-['Volume', 'find', 'load_encoder', 'load_segmenter', 'read', 'segment', 'write']
+['Volume', 'find', 'load_classifier', 'load_encoder', 'load_segmenter', 'read', 'segment', 'write']
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0.dev0"
-__all__ = ["Volume", "find", "load_encoder", "load_segmenter", "read", "segment", "write"]
+__all__ = ["Volume", "find", "load_classifier", "load_encoder", "load_segmenter", "read", "segment", "write"]
 
 if TYPE_CHECKING:
     from ctfoundry.io import read, write
     from ctfoundry.retrieval.search import find
     from ctfoundry.volume import Volume
-    from ctfoundry.zoo import load_encoder, load_segmenter, segment
+    from ctfoundry.zoo import load_classifier, load_encoder, load_segmenter, segment
 
 _PLACES = {
     "read": "ctfoundry.io",
     "write": "ctfoundry.io",
+    "load_classifier": "ctfoundry.zoo",
     "load_encoder": "ctfoundry.zoo",
     "load_segmenter": "ctfoundry.zoo",
     "segment": "ctfoundry.zoo",

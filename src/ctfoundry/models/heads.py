@@ -51,3 +51,22 @@ class NormedHead(nn.Module):
     def forward(self, x: Float[Tensor, "gb width"]) -> Float[Tensor, "gb out"]:
         """Project rows, ordered group by group (`ctfoundry.models.norm`); the result is not normalised."""
         return self.layers(x)
+
+
+class ClassificationHead(nn.Module):
+    """From one vector a scan to logits: Linear, ReLU, (Dropout,) Linear; one Linear where `hidden` is 0 (reference, 3.4).
+
+    `hidden` -1 is half the vector's width, as published for head CT (512 -> 256 -> 1). State keys ``layers.{0,...}.{weight,bias}``.
+    """
+
+    def __init__(self, width: int, outputs: int, hidden: int = -1, dropout: float = 0.0) -> None:
+        super().__init__()
+        between = width // 2 if hidden < 0 else hidden
+        made: list[nn.Module] = [nn.Linear(width, between), nn.ReLU()] if between else []
+        if dropout:
+            made.append(nn.Dropout(dropout))
+        self.layers = nn.Sequential(*made, nn.Linear(between or width, outputs))
+
+    def forward(self, x: Float[Tensor, "b width"]) -> Float[Tensor, "b outputs"]:
+        """Logits of vectors."""
+        return self.layers(x)

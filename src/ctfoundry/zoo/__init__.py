@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ctfoundry.zoo.classifiers import load_classifier
 from ctfoundry.zoo.convert import Converted, convert
 from ctfoundry.zoo.files import load_model, model_file, save_model, verify_model
 from ctfoundry.zoo.looks import looks
@@ -15,6 +16,7 @@ __all__ = [
     "build",
     "convert",
     "convert_segmenter",
+    "load_classifier",
     "load_encoder",
     "load_model",
     "load_segmenter",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ctfoundry import files
+from ctfoundry.classifier import Classifier
 from ctfoundry.encoder import Card, Encoder
 from ctfoundry.errors import WeightsError
 from ctfoundry.segmenter import Segmenter
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def save_model(encoder: Encoder | Segmenter, path: Path) -> Card:
+def save_model(encoder: Encoder | Segmenter | Classifier, path: Path) -> Card:
     """Write the weights and the card beside them; returns the card with the weights' SHA-256."""
     from safetensors.torch import save_file
 
@@ -46,7 +47,7 @@ def read_card(path: Path) -> Card:
 
 def load_model(path: Path, *, device: torch.device | str = "cpu") -> Encoder:
     """The encoder of a weight file and its card; the file must be the very one that the card names."""
-    network, card = _load(path, "encoder", "`load_segmenter` or `ctfoundry segment`")
+    network, card = _load(path, "encoder", "`load_segmenter` or `load_classifier`, `ctfoundry segment` or `ctfoundry classify`")
     return Encoder.of(network.to(device), card)
 
 
