@@ -123,6 +123,10 @@ class ClassificationRecipe:
     pool : how the encoder's map becomes one vector: mean, max, or a token of its network by name.
     hidden : width of the head's hidden layer; 0 for a linear head, -1 for half the encoder's channels (as published).
     dropout : before the last layer.
+    size : voxels (d, h, w) that every prepared scan is padded and centre-cropped to; None: the preparation's own, or else those of the
+        largest training scan.
+    weights : ``balanced`` gives each class the same weight in the loss, by the counts of the training scans.
+    validation, test : shares of the patients, where the table gives no splits.
     select : measure on validation patients by which the best step is kept.
     augmentation : only its affine part and its intensity changes; labels are of the whole scan.
     """
@@ -137,6 +141,10 @@ class ClassificationRecipe:
     pool: str = "mean"
     hidden: int = -1
     dropout: float = 0.0
+    size: Vec3 | None = None
+    weights: Literal["none", "balanced"] = "none"
+    validation: float = 0.2
+    test: float = 0.2
     select: Literal["auroc", "loss"] = "auroc"
     tuning: Tuning = Tuning()
     augmentation: Augmentation = field(
@@ -147,6 +155,10 @@ class ClassificationRecipe:
         _check_preparation(self.preparation)
         if self.hidden < -1 or not 0 <= self.dropout < 1 or self.validate_every < 1:
             raise ValueError("hidden is at least -1, dropout a share below 1, validate_every at least 1")
+        if not 0 < self.validation < 1 or not 0 <= self.test < 1 or self.validation + self.test >= 1:
+            raise ValueError("validation and test are shares of the patients that leave some to train on")
+        if self.size is not None and min(self.size) < 1:
+            raise ValueError("size is at least one voxel along each axis")
 
 
 FinetuneRecipe = SegmentationRecipe | ClassificationRecipe
