@@ -1,16 +1,19 @@
 """Labelled scans for a task: from a folder, with patients, splits and classes, prepared once for every encoder that shares
 a preparation.
 
-What can be wrong is named: label maps that are not on their image's grid, one patient in two splits and NaN are errors;
-numbers that nothing names, overlapping masks, and scans that hold none of the classes are warnings.
+What can be wrong is named: label maps that are not on their image's grid or hold fractions, one patient in two splits and NaN
+are errors; numbers that nothing names, overlapping masks, crossed sides, and scans that hold none of the classes are warnings.
+Labels of another scan on the same grid cannot be told from the right ones.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -18,10 +21,11 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from ctfoundry import files, geometry
+from ctfoundry.adapt import sides
 from ctfoundry.archive.adapters import open_dataset
 from ctfoundry.archive.adapters.dataset import Case, Cube, Series, Split
 from ctfoundry.body import body_box
-from ctfoundry.errors import ContractError, SettingsError, UsageError
+from ctfoundry.errors import ContractError, NotAScanError, SettingsError, UsageError
 from ctfoundry.geometry import Grid, Vec3
 from ctfoundry.keys import Key
 from ctfoundry.preparation import Preparation, prepare
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
 IGNORE = 255
 """Class of voxels that nobody asks about: padding, fill, and label numbers without a name."""
 MOST_CLASSES = 254
-VERSION = 1
+VERSION = 2
 """Of what a cached case holds; grows when preparing a case gives another result."""
 MEMORY_BYTES = 4 * 2**30
 """Prepared cases held in memory at a time; beyond it the longest unused are read or made again."""
@@ -163,7 +167,17 @@ def _scan(case: Case) -> LabelledScan:
     from ctfoundry.identity import content_digest
 
     def reader(path: Path) -> Callable[[], Volume]:
-        return lambda: io.read(path, kind="label")
+        def read() -> Volume:
+            try:
+                return io.read(path, kind="label")
+            except NotAScanError as error:
+                raise ContractError(
+                    f"the labels {path.name} are not whole numbers from 0 up: {error.what}",
+                    where=case.id,
+                    do="labels that were resampled linearly hold numbers of no structure: resample them as labels from the original",
+                ) from error
+
+        return read
 
     def content() -> str:
         image = case.image
@@ -226,15 +240,33 @@ def split(scans: Sequence[LabelledScan], *, seed: int = 0, validation: float = 0
     return Splits(tuple(parts["train"]), tuple(parts["validation"]), tuple(parts["test"]))
 
 
-def few(scans: Sequence[LabelledScan], shots: int, *, seed: int = 0) -> tuple[LabelledScan, ...]:
-    """One scan each of `shots` patients drawn at random; the draw of more shots with the same seed holds that of fewer."""
-    first = {scan.patient: scan for scan in reversed(scans)}
-    patients = sorted(first)
-    if not 1 <= shots <= len(patients):
-        raise UsageError(
-            f"{shots} shots are asked for and {len(patients)} training patients are there", where="--shots"
-        )
-    return tuple(first[patients[i]] for i in Key.of("shots", seed).permutation(len(patients))[:shots])
+def few(
+    scans: Sequence[LabelledScan],
+    shots: int,
+    *,
+    seed: int = 0,
+    holds: Callable[[LabelledScan], bool] | None = None,
+) -> tuple[LabelledScan, ...]:
+    """One scan each of `shots` patients, both drawn at random; the draw of more shots with the same seed holds that of fewer.
+
+    holds : passes over scans of no use, such as those without a structure of the group that is learnt; it is asked only until there
+        are enough. The order of the scans plays no part (the reference takes the first rows of a table).
+    """
+    own: dict[str, list[LabelledScan]] = {}
+    for scan in scans:
+        own.setdefault(scan.patient, []).append(scan)
+    key, patients, drawn = Key.of("shots", seed), sorted(own), []
+    for i in key.permutation(len(patients)) if shots >= 1 else ():
+        those = sorted(own[patients[i]], key=lambda scan: scan.id)
+        order = (those[k] for k in key(patients[i]).permutation(len(those)))
+        scan = next((scan for scan in order if holds is None or holds(scan)), None)
+        drawn += [scan] if scan else []
+        if len(drawn) == shots:
+            return tuple(drawn)
+    which = "" if holds is None else f", {len(drawn)} of them with what is to be learnt,"
+    raise UsageError(
+        f"{shots} shots are asked for and {len(patients)} training patients{which} are there", where="--shots"
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,6 +297,12 @@ class PreparedCase:
     preparation: str
     classes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+
+    @cached_property
+    def present(self) -> tuple[str, ...]:
+        """The classes that some voxel has."""
+        counts = np.bincount(self.labels.ravel(), minlength=len(self.classes) + 1)
+        return tuple(name for i, name in enumerate(self.classes, 1) if counts[i])
 
     @property
     def shape(self) -> Vec3:
@@ -307,14 +345,11 @@ def prepare_case(scan: LabelledScan, preparation: Preparation, classes: Classes)
     _, d, h, w = made.x.shape
     labels = classified.onto(Grid((d, h, w), made.affine)).voxels
     labels = np.where(made.valid.numpy(), labels, IGNORE).astype(np.uint8)
-    present = np.bincount(labels.ravel(), minlength=256)[1 : classes.count]
-    if not present.any():
-        warnings.append(f"{scan.id}: holds none of the classes")
     x = made.x.numpy()
     low, high = float(x.min()), float(x.max())
     step = max(high - low, 1e-6) / 65535
     quantised = np.round((x - low) / step - 32768).clip(-32768, 32767).astype(np.int16)
-    return PreparedCase(
+    case = PreparedCase(
         scan.id,
         scan.patient,
         quantised,
@@ -327,6 +362,7 @@ def prepare_case(scan: LabelledScan, preparation: Preparation, classes: Classes)
         classes.names,
         tuple(warnings),
     )
+    return case if case.present else replace(case, warnings=(*warnings, f"{scan.id}: holds none of the classes"))
 
 
 def class_map(scan: LabelledScan, image: Volume, classes: Classes) -> tuple[Volume, list[str]]:
@@ -334,6 +370,7 @@ def class_map(scan: LabelledScan, image: Volume, classes: Classes) -> tuple[Volu
     table, warnings = classes.of_structure, []
     out = np.zeros(image.shape, dtype=np.uint8)
     overlap = 0
+    where: dict[str, float] = {}
     for name, read in scan.maps.items():
         if name != "labels" and name not in table:
             continue
@@ -346,27 +383,53 @@ def class_map(scan: LabelledScan, image: Volume, classes: Classes) -> tuple[Volu
             )
         if name != "labels":
             mask = labels.voxels > 0
+            where |= sides.places(labels.voxels, image.affine, {int(labels.voxels.max()) or 1: name})
             overlap += int((mask & (out > 0)).sum())
             out[mask] = table[name]
             continue
         names = dict(scan.names or labels.names or {})
-        values = [int(v) for v in np.unique(labels.voxels)]
+        values = _values(labels.voxels)
         unknown = [v for v in values if v and names and v not in names]
         if unknown:
             shown = ", ".join(map(str, unknown[:5]))
             warnings.append(f"{scan.id}: label values that nothing names are left out of training and scores: {shown}")
         new = {v: 0 if not v else IGNORE if v in unknown else table.get(names.get(v, str(v)), 0) for v in values}
-        keys = np.array(values)
-        chosen = np.array([new[v] for v in values], dtype=np.uint8)[np.searchsorted(keys, labels.voxels)]
+        where |= sides.places(labels.voxels, image.affine, {v: names[v] for v in values if v in names})
+        chosen = _renumbered(labels.voxels, new)
         overlap += int(((chosen > 0) & (out > 0)).sum())
         out = np.where(chosen > 0, chosen, out)
     if overlap:
         warnings.append(f"{scan.id}: {overlap} voxels lie in several masks; the last one counts")
+    warnings += sides.warning(scan.id, where)
     return Volume(out, image.affine, "label", source=scan.id), warnings
+
+
+def _values(labels: np.ndarray) -> list[int]:
+    """The numbers that a label map holds, in rising order; sorting all its voxels would take twenty times as long."""
+    if labels.dtype.itemsize > 2:
+        return [int(v) for v in np.unique(labels)]
+    low = int(labels.min())
+    seen = np.zeros(int(labels.max()) - low + 1, dtype=bool)
+    for part in labels:
+        seen[part.astype(np.int64) - low] = True
+    return [low + int(i) for i in np.flatnonzero(seen)]
+
+
+def _renumbered(labels: np.ndarray, new: Mapping[int, int]) -> UInt8[np.ndarray, "d h w"]:
+    """The new number of each voxel; `new` has every number that is there."""
+    low, high = min(new), max(new)
+    if high - low >= 1 << 16:
+        keys = np.array(sorted(new))
+        return np.array([new[int(v)] for v in keys], dtype=np.uint8)[np.searchsorted(keys, labels)]
+    table = np.zeros(high - low + 1, dtype=np.uint8)
+    table[[v - low for v in new]] = list(new.values())
+    return np.stack([table[part.astype(np.int64) - low] for part in labels])
 
 
 class Cases(Sequence[PreparedCase]):
     """Prepared cases of some scans, made when asked for and kept: in memory up to a bound, on disk where a folder is given.
+
+    Several threads may ask.
 
     Parameters
     ----------
@@ -388,6 +451,7 @@ class Cases(Sequence[PreparedCase]):
         self.cache, self.memory = cache, memory
         self.warnings: dict[str, tuple[str, ...]] = {}
         self._held: OrderedDict[int, PreparedCase] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.scans)
@@ -400,14 +464,16 @@ class Cases(Sequence[PreparedCase]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]
-        if index in self._held:
-            self._held.move_to_end(index)
-            return self._held[index]
+        with self._lock:
+            if index in self._held:
+                self._held.move_to_end(index)
+                return self._held[index]
         case = self._load(self.scans[index])
-        self.warnings[case.id] = case.warnings
-        self._held[index] = case
-        while len(self._held) > 1 and sum(c.bytes for c in self._held.values()) > self.memory:
-            self._held.popitem(last=False)
+        with self._lock:
+            self.warnings[case.id] = case.warnings
+            self._held[index] = case
+            while len(self._held) > 1 and sum(c.bytes for c in self._held.values()) > self.memory:
+                self._held.popitem(last=False)
         return case
 
     def __iter__(self) -> Iterator[PreparedCase]:

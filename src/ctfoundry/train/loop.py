@@ -180,7 +180,14 @@ def _fit(
     modules = task.modules.to(place, torch.float64 if state.precision == "fp64" else None).train()
     if settings.channels_last:
         modules.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    updater = Updater(modules, settings.optimiser, place, scaled=state.precision == "fp16", ema=settings.ema)
+    updater = Updater(
+        modules,
+        settings.optimiser,
+        place,
+        scaled=state.precision == "fp16",
+        ema=settings.ema,
+        rates=getattr(task, "rates", None),
+    )
     meters = Meters()
     clock = _Clock(settings.schedule, minutes, steps, state.seconds, began)
     skipped_before = state.skipped

@@ -62,7 +62,8 @@ class Task(Protocol):
 
     Processes that train together each hold the samples of their own; what is minimised is the mean of their losses. A loss
     that compares samples of all of them gathers what it needs (`ctfoundry.parallel`). ``LoopSettings.compile`` needs an
-    attribute ``encoder``, a network whose ``features`` (or ``forward``) is compiled.
+    attribute ``encoder``, a network whose ``features`` (or ``forward``) is compiled. A task may have ``rates``: factors of the learning
+    rate by the first parts of parameters' names in `modules` (`Updater`).
     """
 
     modules: nn.ModuleDict

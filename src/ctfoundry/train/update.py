@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ctfoundry import parallel
-from ctfoundry.errors import WeightsError
+from ctfoundry.errors import SettingsError, WeightsError
 from ctfoundry.train.forward import agree_on_statistics
 
 if TYPE_CHECKING:
@@ -33,16 +34,27 @@ class Updater:
     A step with a gradient that is not finite leaves no trace: the fused kernel is told on the device to do nothing, and
     running statistics are put back, since the forward pass that overflowed has spoiled them. Skipped steps are counted.
     All processes that train together skip together. `ema` is the share of the average of the weights that stays at each step.
+    `rates` are factors of the learning rate by the first parts of parameters' names (``network.encoder``), of which the
+    longest counts; 1 for all others.
+
+    Raises SettingsError for a rate of no parameter.
     """
 
     def __init__(
-        self, modules: nn.Module, settings: Optimiser, device: torch.device, *, scaled: bool, ema: float | None = None
+        self,
+        modules: nn.Module,
+        settings: Optimiser,
+        device: torch.device,
+        *,
+        scaled: bool,
+        ema: float | None = None,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         self.settings, self.decay = settings, ema
         self.parameters = {name: p for name, p in modules.named_parameters() if p.requires_grad}
         self.average = {} if ema is None else {name: p.detach().clone() for name, p in self.parameters.items()}
         self.optimiser = torch.optim.AdamW(
-            self.parameters.values(),
+            _groups(modules, self.parameters, rates or {}),
             settings.rate,
             settings.betas,
             settings.eps,
@@ -57,7 +69,7 @@ class Updater:
     def begin(self, rate: float) -> None:
         """Before a step's first forward pass: set the learning rate, drop old gradients, remember running statistics."""
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         self.optimiser.zero_grad(set_to_none=True)
         self._before = {name: buffer.clone() for name, buffer in self._modules.named_buffers()}
 
@@ -134,3 +146,23 @@ class Updater:
             if name not in state or state[name].shape != average.shape:
                 raise WeightsError(f"the averaged weights lack {name!r} {tuple(average.shape)}", where=where)
             average.copy_(state[name])
+
+
+def _groups(
+    modules: nn.Module, parameters: Mapping[str, nn.Parameter], rates: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """AdamW's groups, one a factor: parameters in their order, groups in that of their first parameters."""
+    every = [name for name, _ in modules.named_parameters()]
+    for prefix in rates:
+        if not any(_below(name, prefix) for name in every):
+            raise SettingsError(f"a learning rate is given for {prefix!r}, where there is no parameter", where="rates")
+    groups: dict[float, dict[str, Any]] = {}
+    for name, parameter in parameters.items():
+        own = max((prefix for prefix in rates if _below(name, prefix)), key=len, default=None)
+        factor = 1.0 if own is None else float(rates[own])
+        groups.setdefault(factor, {"params": [], "factor": factor})["params"].append(parameter)
+    return list(groups.values())
+
+
+def _below(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
