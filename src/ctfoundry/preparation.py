@@ -381,6 +381,12 @@ PREPARATIONS: dict[str, Preparation] = {
             resampling=Resampling(spacing=(1.5, 1.5, 1.5), foreground=Foreground(above=-1024.0, margin=10)),
             sizing=Sizing(multiple=(16, 16, 16)),
         ),
+        Preparation(
+            "ct-fm-0.8mm",
+            1,
+            resampling=Resampling(spacing=(1.0, 0.8, 0.8), foreground=Foreground(above=-1024.0, margin=10)),
+            sizing=Sizing(multiple=(16, 16, 16)),
+        ),
         Preparation("ct-fm-native", 1, resampling=Resampling(foreground=Foreground(above=-1024.0))),
         Preparation(
             "flexict-2d",
