@@ -5,14 +5,17 @@ The logits of a whole scan never exist at once (`infer.onto`): what is held is a
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
+from ctfoundry import geometry
 from ctfoundry.encoder import Card, fast_layout
 from ctfoundry.errors import ContractError
 from ctfoundry.infer import onto, passes
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int], None]
     """Told the windows done and the windows in all."""
 
-Found = TypeVar("Found")
 Axis = Literal[0, 1, 2]
 
 
@@ -38,7 +40,8 @@ class Pass:
     """How a scan goes through a network; the defaults are the card's extent in float32.
 
     extent : another extent than the card's.
-    mirror : axes of the prepared scan to flip too: outputs are means over all combinations (eight for three axes).
+    mirror : axes of the prepared scan to flip too: outputs are means over all combinations (eight for three axes). Each flip is undone
+        before the mean, so nothing moves; the axis from left to right is refused where names tell sides (`Segmenter.mirrors`).
     precision : of the network; outputs are blended in float32.
     batch : windows in one pass (default: `infer.passes.WINDOW_BATCH_VOXELS`).
     """
@@ -105,6 +108,22 @@ class Segmenter:
                 )
         return [self.names.index(name) for name in labels]
 
+    def mirrors(self) -> tuple[Axis, ...]:
+        """The axes of the prepared scan that test-time flips may use: all, but not left to right where names tell sides.
+
+        Raises ContractError where the preparation fixes no orientation, so that the axis from left to right differs from scan to scan.
+        """
+        axes: tuple[Axis, ...] = (0, 1, 2)
+        if not any(map(side_of, self.names)):
+            return axes
+        code = self.preparation.resampling.orientation
+        if code is None:
+            raise ContractError(
+                f"{self.card.name} tells left from right and its preparation fixes no orientation, so no axis is known to be safe to flip",
+                do="give the axes in Pass(mirror=...), or go without",
+            )
+        return tuple(axis for axis in axes if code[axis] not in "LR")
+
     def __call__(
         self,
         volume: Volume,
@@ -124,20 +143,7 @@ class Segmenter:
         settings : windows, mirroring, precision.
         progress : told the windows done and the windows in all.
         """
-        wanted = self.values(labels) if labels is not None else list(range(1, len(self.names)))
-        filtered = wanted if largest is True else self.values(list(largest)) if largest else []
-        kept = [value in wanted for value in range(len(self.names))]
-
-        def decide(slabs: onto.Slabs, place: onto.Onto, head: onto.Head) -> np.ndarray:
-            return onto.labels(slabs, place, head, kept)
-
-        found, notes = self._reduced(volume, decide, settings or Pass(), progress)
-        if filtered:
-            found, lost = keep_largest(found, filtered)
-            notes += tuple(f"{self.names[v]}: {n} voxels in smaller parts removed" for v, n in lost.items())
-        return Volume(
-            found, volume.affine, "label", {v: self.names[v] for v in wanted}, source=volume.source, notes=notes
-        )
+        return self.both(volume, (), labels=labels, largest=largest, settings=settings, progress=progress)[0]
 
     def probabilities(
         self,
@@ -150,23 +156,50 @@ class Segmenter:
         """The probability of each asked structure on the scan's own grid: the softmax over all of the network's outputs of the resampled
         logits, float32, 0 where the preparation cut the scan off. Only the asked ones are held."""
         values = self.values(labels)
+        found, notes = self._reduced(volume, partial(onto.decide, classes=values), settings or Pass(), progress)
+        return self._shares(volume, labels, found, notes)
 
-        def decide(slabs: onto.Slabs, place: onto.Onto, head: onto.Head) -> np.ndarray:
-            return onto.probabilities(slabs, place, head, values)
+    def both(
+        self,
+        volume: Volume,
+        probabilities: Sequence[str],
+        *,
+        labels: Sequence[str] | None = None,
+        largest: bool | Collection[str] = False,
+        settings: Pass | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[Volume, dict[str, Volume]]:
+        """The label map (as `__call__`) and the probabilities of some structures (as `probabilities`), the network run once for both."""
+        wanted = self.values(labels) if labels is not None else list(range(1, len(self.names)))
+        filtered = wanted if largest is True else self.values(list(largest)) if largest else []
+        kept = [value in wanted for value in range(len(self.names))]
+        classes = self.values(probabilities)
+        made, notes = self._reduced(
+            volume, partial(onto.decide, kept=kept, classes=classes), settings or Pass(), progress
+        )
+        found, shares = made.labels, self._shares(volume, probabilities, made, notes)
+        assert found is not None
+        if filtered:
+            found, lost = keep_largest(found, filtered)
+            notes += tuple(f"{self.names[v]}: {n} voxels in smaller parts removed" for v, n in lost.items())
+        names = {v: self.names[v] for v in wanted}
+        return Volume(found, volume.affine, "label", names, source=volume.source, notes=notes), shares
 
-        found, notes = self._reduced(volume, decide, settings or Pass(), progress)
+    def _shares(
+        self, volume: Volume, labels: Sequence[str], found: onto.Decided, notes: tuple[str, ...]
+    ) -> dict[str, Volume]:
         return {
             name: Volume(share, volume.affine, "other", source=volume.source, notes=notes)
-            for name, share in zip(labels, found, strict=True)
+            for name, share in zip(labels, found.shares, strict=True)
         }
 
     def _reduced(
         self,
         volume: Volume,
-        decide: Callable[[onto.Slabs, onto.Onto, onto.Head], Found],
+        decide: Callable[[onto.Slabs, onto.Onto, onto.Head], onto.Decided],
         settings: Pass,
         progress: Progress | None,
-    ) -> tuple[Found, tuple[str, ...]]:
+    ) -> tuple[onto.Decided, tuple[str, ...]]:
         """Prepare, run, reduce; a device without enough memory is used for one window at a time, and all else is done on the CPU."""
         try:
             return self._attempt(volume, decide, settings, progress, self.device), ()
@@ -194,12 +227,13 @@ class Segmenter:
     def _attempt(
         self,
         volume: Volume,
-        decide: Callable[[onto.Slabs, onto.Onto, onto.Head], Found],
+        decide: Callable[[onto.Slabs, onto.Onto, onto.Head], onto.Decided],
         settings: Pass,
         progress: Progress | None,
         where: torch.device,
-    ) -> Found:
+    ) -> onto.Decided:
         prepared = prepare(self.preparation, volume, device=where)
+        self._check_mirror(prepared, settings)
         shape = (prepared.x.shape[1], prepared.x.shape[2], prepared.x.shape[3])
         place = onto.onto(prepared.affine, shape, prepared.source)
         trunk, head = self._split(where)
@@ -213,6 +247,16 @@ class Segmenter:
             progress=progress,
         )
         return decide(slabs, place, head)
+
+    def _check_mirror(self, prepared: Prepared, settings: Pass) -> None:
+        across = next(axis for axis, (world, _) in enumerate(geometry.world_axes(prepared.affine)) if world == 0)
+        if across in settings.mirror and any(map(side_of, self.names)):
+            raise ContractError(
+                f"{self.card.name} names left and right structures, and axis {across} runs from one side to the other: in a flipped body the "
+                "network calls a left kidney right, so the mean over flips would mix the two",
+                where="mirror",
+                do=f"flip other axes: {', '.join(str(a) for a in range(3) if a != across)}",
+            )
 
     def _split(self, where: torch.device) -> tuple[Callable[[Tensor], Tensor], onto.Head]:
         """The network up to what is blended, and what makes logits of it: its last layer where that makes them more."""
@@ -249,6 +293,16 @@ class Segmenter:
         return (
             float(prepared.x.min()) if pad == "min" else air_value(self.preparation.intensity) if pad == "air" else pad
         )
+
+
+def side_of(name: str) -> Literal["left", "right"] | None:
+    """The side of the body that a structure's name tells.
+
+    >>> side_of("rib_left_3"), side_of("Right kidney"), side_of("outright")
+    ('left', 'right', None)
+    """
+    found = re.search(r"(?<![a-z])(left|right)(?![a-z])", name.lower())
+    return None if found is None else "left" if found.group(1) == "left" else "right"
 
 
 def _subsets(axes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

@@ -161,32 +161,46 @@ class Head:
             yield slice(start, start + len(part)), logits
 
 
-def labels(slabs: Slabs, place: Onto, head: Head, kept: Sequence[bool]) -> Int[np.ndarray, "d h w"]:
-    """The class of the largest logit for each voxel of the scan (of equal ones the first); 0 where it is not `kept` or was cut off."""
-    kind = np.uint8 if len(kept) <= 256 else np.uint16
-    table = np.where(np.asarray(kept), np.arange(len(kept)), 0).astype(kind)
-    found = np.zeros(place.shape, dtype=kind)
-    into = place.turned(found)[geometry.slices(place.box)]
+@dataclass(frozen=True, eq=False)
+class Decided:
+    """What is left of the logits of a scan.
+
+    Attributes
+    ----------
+    labels : the class of the largest logit for each voxel (of equal ones the first); 0 where it is not kept or was cut off. None where
+        nobody asked.
+    shares : the softmax of some classes, among all of them; 0 where the scan was cut off.
+    """
+
+    labels: Int[np.ndarray, "d h w"] | None
+    shares: Float[np.ndarray, "k d h w"]
+
+
+def decide(
+    slabs: Slabs, place: Onto, head: Head, kept: Sequence[bool] | None = None, classes: Sequence[int] = ()
+) -> Decided:
+    """Labels (of the classes that are `kept`; None: no labels) and probabilities (of `classes`) in one pass over the network's outputs."""
+    kind = np.uint8 if kept is None or len(kept) <= 256 else np.uint16
+    table = np.where(np.asarray(kept), np.arange(len(kept)), 0).astype(kind) if kept is not None else None
+    labels = np.zeros(place.shape, dtype=kind) if table is not None else None
+    shares = np.zeros((len(classes), *place.shape), dtype=np.float32)
+    inner = geometry.slices(place.box)
+    labels_into = None if labels is None else place.turned(labels)[inner]
+    shares_into = place.turned(shares)[(slice(None), *inner)]
+    wanted = torch.tensor(list(classes), dtype=torch.int64)
     for k, row in onto_rows(slabs, place):
         flat = row.reshape(row.shape[0], -1)
         best = np.empty(flat.shape[1], dtype=np.int64)
+        share = torch.empty(len(classes), flat.shape[1])
         for at, logits in head.blocks(flat):
-            # NumPy's argmax over neighbours is several times faster than torch's on a CPU
-            best[at] = logits.numpy().argmax(1) if logits.device.type == "cpu" else logits.argmax(1).cpu().numpy()
-        into[k] = table[best].reshape(row.shape[1:])
-    return found
-
-
-def probabilities(slabs: Slabs, place: Onto, head: Head, classes: Sequence[int]) -> Float[np.ndarray, "k d h w"]:
-    """The softmax of some classes, among all of them, for each voxel of the scan; 0 where it was cut off."""
-    found = np.zeros((len(classes), *place.shape), dtype=np.float32)
-    into = place.turned(found)[(slice(None), *geometry.slices(place.box))]
-    wanted = torch.tensor(list(classes))
-    for k, row in onto_rows(slabs, place):
-        flat = row.reshape(row.shape[0], -1)
-        for_row = torch.empty(len(classes), flat.shape[1])
-        for at, logits in head.blocks(flat):
-            share = (logits[:, wanted.to(logits.device)] - logits.logsumexp(1, keepdim=True)).exp()
-            for_row[:, at] = share.T.cpu()
-        into[:, k] = for_row.numpy().reshape(len(classes), *row.shape[1:])
-    return found
+            if table is not None:
+                # NumPy's argmax over neighbours is several times faster than torch's on a CPU
+                best[at] = logits.numpy().argmax(1) if logits.device.type == "cpu" else logits.argmax(1).cpu().numpy()
+            if classes:
+                own = (logits[:, wanted.to(logits.device)] - logits.logsumexp(1, keepdim=True)).exp()
+                share[:, at] = own.T.cpu()
+        if labels_into is not None and table is not None:
+            labels_into[k] = table[best].reshape(row.shape[1:])
+        if classes:
+            shares_into[:, k] = share.numpy().reshape(len(classes), *row.shape[1:])
+    return Decided(labels, shares)

@@ -7,10 +7,13 @@ from typing import Any
 
 
 class Progress:
-    """A bar with rate and time left where stderr is a terminal and rich is installed; otherwise one line a log step."""
+    """A bar with rate and time left where stderr is a terminal and rich is installed; otherwise one line a log step.
 
-    def __init__(self, title: str, *, quiet: bool = False) -> None:
-        self.title, self.quiet = title, quiet
+    `unit` names what is counted.
+    """
+
+    def __init__(self, title: str, *, quiet: bool = False, unit: str = "step") -> None:
+        self.title, self.quiet, self.unit = title, quiet, unit
         self._bar: Any = None
         self._task: Any = None
 
@@ -35,10 +38,15 @@ class Progress:
         self._bar.start()
         return self
 
+    @property
+    def is_bar(self) -> bool:
+        """Whether it is drawn again and again in one place, so that telling it often does not fill the screen."""
+        return self._bar is not None
+
     def step(self, done: int, share: float, seconds: float) -> None:
         """`done` steps in `seconds`, which is `share` of the work."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=min(share, 1.0), rate=f"step {done}, {done / seconds:.2g}/s")
+            self._bar.update(self._task, completed=min(share, 1.0), rate=f"{self.unit} {done}, {done / seconds:.2g}/s")
 
     def log(self, done: int, share: float, seconds: float, text: str) -> None:
         """The text of a log step."""
@@ -46,7 +54,8 @@ class Progress:
             self._bar.update(self._task, text=text)
         elif not self.quiet:
             left = seconds * max(1 / share - 1, 0.0)
-            print(f"{self.title}: step {done}, {share:.0%}, {left:.0f} s left, {text}", file=sys.stderr, flush=True)
+            said = f"{self.title}: {self.unit} {done}, {share:.0%}, {left:.0f} s left, {text}"
+            print(said, file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
         """A warning; shown even when quiet."""
