@@ -46,7 +46,7 @@ def probe(
 
     if task != "segmentation":
         raise UsageError(f"there is no probe for {task!r} yet; known: segmentation", where="--task")
-    options = {"name": name, "shots": shots, "labels": _list(labels), "groups": _groups(groups), "cache": cache}
+    options = {"name": name, "shots": shots, "labels": names_of(labels), "groups": groups_of(groups), "cache": cache}
     settings = _settings(change or (), seed)
     if checkpoints:
         _checkpoints(Path(model), data, options, settings, device)
@@ -159,15 +159,16 @@ def opened(
     seed: int = 0,
 ) -> ProbeSet:
     """Labelled scans for `pretrain --probe-every`, with the same options as `probe`."""
-    options = {"shots": shots, "groups": _groups(groups)}
+    options = {"shots": shots, "groups": groups_of(groups)}
     return _opened(folder, preparation, options, _settings(change, seed))
 
 
-def _list(text: str) -> list[str]:
+def names_of(text: str) -> list[str]:
+    """What stands between commas."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _groups(text: str) -> Mapping[str, Sequence[str]] | None:
+def groups_of(text: str) -> Mapping[str, Sequence[str]] | None:
     """Groups by name or from a file; None where none are asked for."""
     import json
 

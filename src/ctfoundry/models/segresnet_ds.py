@@ -71,7 +71,7 @@ class SegResNetDS(nn.Module):
         steps = len(blocks) - 1
         if len(blocks_up) != steps or not 1 <= depth <= steps:
             raise ValueError(f"{steps} steps up need as many entries of blocks_up and a depth of 1 to {steps}")
-        self.classes, self.depth, self.multiple = classes, depth, 2**steps
+        self.classes, self.depth, self.multiple = classes, depth, (2**steps,) * 3
         self.encoder = SegResNetEncoder(in_channels, filters, blocks)
         self.up_layers = nn.ModuleList(
             UpStage(filters * 2 ** (i + 1), filters * 2**i, count, classes if i < depth else None)
@@ -96,9 +96,9 @@ class SegResNetDS(nn.Module):
         return self._features(x)[-1][1]
 
     def _features(self, x: Float[Tensor, "b c d h w"]) -> list[tuple[nn.Conv3d, Float[Tensor, "b f di hi wi"]]]:
-        if any(n % self.multiple for n in x.shape[2:]):
+        if any(n % self.multiple[0] for n in x.shape[2:]):
             raise ContractError(
-                f"an input of {tuple(x.shape[2:])} voxels is no multiple of {self.multiple}",
+                f"an input of {tuple(x.shape[2:])} voxels is no multiple of {self.multiple[0]}",
                 do="pad it (`Sizing.multiple`) or use windows of such a size",
             )
         *skips, x = self.encoder(x)

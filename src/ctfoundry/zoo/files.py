@@ -47,7 +47,9 @@ def read_card(path: Path) -> Card:
 
 def load_model(path: Path, *, device: torch.device | str = "cpu") -> Encoder:
     """The encoder of a weight file and its card; the file must be the very one that the card names."""
-    network, card = _load(path, "encoder", "`load_segmenter` or `load_classifier`, `ctfoundry segment` or `ctfoundry classify`")
+    network, card = _load(
+        path, "encoder", "`load_segmenter` or `load_classifier`, `ctfoundry segment` or `ctfoundry classify`"
+    )
     return Encoder.of(network.to(device), card)
 
 
@@ -85,7 +87,9 @@ def load_weights(network: torch.nn.Module, path: Path) -> str:
     return files.sha256(path)
 
 
-def check_state(expected: dict[str, Tensor], found: dict[str, Tensor], where: Path, *, types: bool = True) -> None:
+def check_state(
+    expected: dict[str, Tensor], found: dict[str, Tensor], where: Path | str, *, types: bool = True
+) -> None:
     """Raise WeightsError unless both hold the same names, shapes, number types (unless `types` is False) and finite values."""
     missing = sorted(expected.keys() - found.keys())
     unexpected = sorted(found.keys() - expected.keys())

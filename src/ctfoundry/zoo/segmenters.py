@@ -39,6 +39,24 @@ def load_segmenter(model: str | Path, *, device: str = "auto") -> Segmenter:
     return load_segmentation_model(model_file(path), device=place)
 
 
+def load_any(
+    model: str | Path, *, weights: str | Path | None = None, device: str = "auto", seed: int = 0
+) -> Encoder | Segmenter:
+    """An encoder or a segmenter, whichever the model is; `load_encoder` says what it takes."""
+    from ctfoundry.zoo.files import model_file, read_card
+    from ctfoundry.zoo.models import CARDS, load_encoder
+
+    path = Path(model)
+    if (
+        str(model) not in CARDS
+        and weights is None
+        and path.exists()
+        and read_card(model_file(path)).kind == "segmenter"
+    ):
+        return load_segmenter(path, device=device)
+    return load_encoder(model, weights=weights, device=device, seed=seed)
+
+
 def segment(
     volume: Volume,
     model: str | Path | Segmenter,

@@ -1,0 +1,453 @@
+"""Fine-tune a segmentation network from a pretrained encoder: one run, from labelled scans to a `Segmenter`.
+
+Which step is kept is chosen by macro Dice over whole validation scans, segmented on their own grids by the very `Segmenter` that comes
+out. Test scans are looked at once, after the last step.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ctfoundry import files, parallel, structures
+from ctfoundry.adapt import initial
+from ctfoundry.adapt.cases import (
+    Cases,
+    Classes,
+    LabelledScan,
+    LabelledSet,
+    Splits,
+    chosen_classes,
+    few,
+    open_labelled,
+    preparation_digest,
+    split,
+)
+from ctfoundry.adapt.finetune_report import keep_report
+from ctfoundry.adapt.recipe import SegmentationRecipe, finetune_recipe
+from ctfoundry.adapt.scores import Scores, interval_data, read_classes, score
+from ctfoundry.adapt.segmentation import CaseSource, SegmentationTask, freeze
+from ctfoundry.encoder import Card, Encoder
+from ctfoundry.errors import SettingsError, UsageError
+from ctfoundry.record import Record
+from ctfoundry.segmenter import Segmenter
+from ctfoundry.settings import to_data, with_changes
+from ctfoundry.train import Summary, fit
+from ctfoundry.train.checkpoint import averaged, check_same
+from ctfoundry.train.loop import FREE
+from ctfoundry.train.monitor import read_lines
+from ctfoundry.volume import Volume
+from ctfoundry.zoo.files import load_segmentation_model, save_model
+from ctfoundry.zoo.models import device_of
+
+if TYPE_CHECKING:
+    import torch
+
+VALIDATION = "validation.jsonl"
+TEST = "test.json"
+MODEL = "model.safetensors"
+HELD_BYTES = 4 * 2**30
+"""Validation scans kept in memory between validations."""
+
+Data = str | Path | LabelledSet | Sequence[LabelledScan]
+
+
+@dataclass(frozen=True)
+class FinetuneSummary:
+    """What a fine-tuning run has come to.
+
+    Attributes
+    ----------
+    run, model : the folder, and the best step's weights in it (``model.json`` beside them): `zoo.load_segmenter(run)`.
+    recipe : its name. init : what it began from.
+    classes : names, without the background.
+    patients : of ``train``, ``validation`` and ``test``.
+    device : where.
+    best : row of ``validation.jsonl`` with the highest macro Dice, the earlier of equals.
+    test : the same measures on the test scans, where there are any and the run is at its end.
+    train : steps, time, last log line, warnings.
+    warnings : about data and labels.
+    """
+
+    run: Path
+    model: Path
+    recipe: str
+    init: Mapping[str, str]
+    classes: tuple[str, ...]
+    patients: Mapping[str, int]
+    device: str
+    best: Mapping[str, Any] | None
+    test: Mapping[str, Any] | None
+    train: Summary
+    warnings: tuple[str, ...]
+
+
+def finetune(
+    recipe: SegmentationRecipe | str | Path,
+    data: Data,
+    run: str | Path,
+    *,
+    init: str | Path | Encoder | Segmenter | None,
+    weights: str | Path | None = None,
+    shots: int | None = None,
+    changes: Sequence[str] = (),
+    minutes: float | None = None,
+    steps: int | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+    command: Sequence[str] = ("finetune",),
+    name: str | None = None,
+    labels: Sequence[str] = (),
+    groups: Mapping[str, Sequence[str]] | None = None,
+    cache: str | Path | None = None,
+    validation_share: float = 0.3,
+    test_share: float = 0.0,
+    report: bool = True,
+) -> FinetuneSummary:
+    """Fine-tune for segmentation; continues the run that it finds in `run`.
+
+    Writes ``recipe.json``, ``split.json`` (who learns, chooses and reports; classes; what it begins from), ``metrics.jsonl``,
+    ``validation.jsonl``, ``checkpoints/``, ``model.safetensors`` with its card (the best step so far, from the first validation on),
+    ``test.json`` where there are test scans, ``report.html`` and ``run.json``.
+
+    Parameters
+    ----------
+    recipe : one, or its name or file (`finetune_recipe`).
+    data : a folder (`open_labelled`), or labelled scans.
+    init, weights : what the encoder begins with (`initial.start`); there is no default.
+    shots : learn from so many patients, one scan each, drawn by the recipe's seed; validation and test stay whole.
+    changes : ``key=value`` changes to the recipe. minutes, steps : see `ctfoundry.train.fit`.
+    name : which data set the folder is. labels, groups : classes, instead of the recipe's (`chosen_classes`).
+    cache : folder that keeps prepared training scans.
+    validation_share, test_share : shares of the patients, where the data set gives no such split.
+    report : write ``report.html`` where its packages are installed.
+    """
+    given = recipe if isinstance(recipe, SegmentationRecipe) else finetune_recipe(recipe)
+    if not isinstance(given, SegmentationRecipe):
+        raise SettingsError(f"recipe {given.name!r} is for {given.task}, not for segmentation")
+    chosen = with_changes(given, changes)
+    opened = _opened(data, name)
+    classes, warnings = classes_of(chosen, opened, labels, groups)
+    seed = chosen.train.seed
+    parts = split(opened.scans, seed=seed, validation=validation_share, test=test_share)
+    if shots is not None:
+        parts = replace(parts, train=few(parts.train, shots, seed=seed))
+    with parallel.joined(device_of(device)) as place:
+        begun = initial.start(chosen, ("background", *classes.names), init, weights=weights)
+        made = _Run(Path(run), chosen, begun, parts, classes, (*opened.notes, *warnings, *begun.notes), place, quiet)
+        return made.go(minutes, steps, command, None if cache is None else Path(cache), report=report)
+
+
+def _opened(data: Data, name: str | None) -> LabelledSet:
+    if isinstance(data, LabelledSet):
+        return data
+    if isinstance(data, str | Path):
+        return open_labelled(data, name)
+    return LabelledSet(name or "scans", tuple(data))
+
+
+def classes_of(
+    recipe: SegmentationRecipe,
+    data: LabelledSet,
+    labels: Sequence[str] = (),
+    groups: Mapping[str, Sequence[str]] | None = None,
+) -> tuple[Classes, list[str]]:
+    """The classes that are learnt, and warnings: those asked for, else the recipe's label system, else what the data set names.
+
+    Raises UsageError where the data set names none of the recipe's structures, or names them after another label system.
+    """
+    if labels or groups is not None or not recipe.labels:
+        return chosen_classes(data, labels, groups), []
+    wanted, known = structures.chosen(recipe.labels), data.structures
+    other = structures.confused(recipe.labels, known)
+    if other is not None:
+        raise UsageError(
+            f"the data set's labels are those of {other.name!r}, the recipe asks for {recipe.labels!r}",
+            do=f"--set labels={other.name}, if that is what you want",
+        )
+    missing = [name for name in wanted if name not in known]
+    if len(missing) == len(wanted):
+        raise UsageError(
+            f"the data set names no structure of {recipe.labels!r}; it names {', '.join(known[:5])} ...",
+            do='--labels NAME,NAME, or --set labels="" for all that it names',
+        )
+    said = f"{len(missing)} of {len(wanted)} structures of {recipe.labels!r} are in no label map and count as background: {', '.join(missing[:5])}"
+    return Classes.of(wanted), [said + (" ..." if len(missing) > 5 else "")] if missing else []
+
+
+class _Run:
+    """One run in its folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: SegmentationRecipe,
+        begun: initial.Start,
+        parts: Splits,
+        classes: Classes,
+        warnings: Sequence[str],
+        place: torch.device,
+        quiet: bool,
+    ) -> None:
+        self.folder, self.recipe, self.begun, self.parts, self.classes = folder, recipe, begun, parts, classes
+        self.place, self.quiet, self.notes = place, quiet, list(warnings)
+        self.held: OrderedDict[str, tuple[Volume, Volume]] = OrderedDict()
+        self.rows = {int(row["step"]): row for row in read_lines(folder / VALIDATION) if {"step", "dice"} <= row.keys()}
+
+    # ------------------------------------------------------------------ the run
+
+    def go(
+        self, minutes: float | None, steps: int | None, command: Sequence[str], cache: Path | None, *, report: bool
+    ) -> FinetuneSummary:
+        recipe, begun, first = self.recipe, self.begun, parallel.rank() == 0
+        record = Record(command, {"train": recipe.train.seed}, str(self.place))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._keep(first)
+        network = begun.network.to(self.place)
+        cases = Cases(self.parts.train, begun.card.preparation, self.classes, cache=cache)
+        if recipe.tuning.mode == "frozen":
+            freeze(network.encoder)  # type: ignore[arg-type]
+        left = initial.leave_unused(network)
+        if left:
+            self.notes.append(
+                f"{len(left)} tensors of the encoder have no part in this and stay as they are: {left[0]} ..."
+            )
+        initial.standardise(begun, cases, recipe.patch, recipe.train.seed)
+        task = SegmentationTask(network, cases, recipe.patch, begun.multiple)
+
+        def reached(step: int) -> None:
+            self.validate(step, network)
+            if report:
+                keep_report(self.folder)
+
+        summary = fit(
+            task,
+            CaseSource(cases),
+            recipe.train,
+            self.folder,
+            minutes=minutes,
+            steps=steps,
+            device=self.place,
+            quiet=self.quiet,
+            title=recipe.name,
+            at=(recipe.validate_every, reached),
+        )
+        if not first:
+            return self._summary(summary, None)
+        self.validate(summary.steps, network)
+        ended = summary.steps >= recipe.train.schedule.steps or (
+            minutes is not None and (steps is None or summary.steps < steps)
+        )
+        test = self._test() if ended else None
+        self.notes += [said for each in cases.warnings.values() for said in each]
+        self._finish(summary, test, record)
+        if report:
+            keep_report(self.folder, self._pictured())
+        return self._summary(summary, test)
+
+    def _keep(self, first: bool) -> None:
+        """Write what the run is, or compare it with what it was begun as."""
+        if first:
+            files.sweep(self.folder)
+        recipe = self.folder / "recipe.json"
+        who = self.folder / "split.json"
+        data = {
+            **{name: [s.id for s in getattr(self.parts, name)] for name in ("train", "validation", "test")},
+            "classes": {name: list(parts) for name, parts in zip(self.classes.names, self.classes.parts, strict=True)},
+            "init": dict(self.begun.init),
+            "preparation": preparation_digest(self.begun.card.preparation),
+        }
+        for path, now in ((recipe, to_data(self.recipe)), (who, data)):
+            if first and not path.is_file():
+                files.write_json(path, now)
+            parallel.barrier()
+            check_same(json.loads(path.read_text()), now, path, free={f"train.{name}" for name in FREE})
+
+    # ------------------------------------------------------------------ validation and test
+
+    def segmenter(self, step: int, network: Any) -> Segmenter:
+        """The segmenter of a step, around the network itself, or around a copy with averaged weights."""
+        if self.recipe.train.ema is not None:
+            network = copy.deepcopy(network)
+            tensors = averaged(self.folder / "checkpoints", step)
+            network.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items()})
+        card = self.begun.card
+        # not `Segmenter.of`: it would move weights that an optimiser holds
+        return Segmenter(network.eval(), card.preparation, card.extent, card.names, card)
+
+    def validate(self, step: int, network: Any) -> None:
+        """Segment all validation scans, keep the weights if they are the best so far, and write a row; not twice for a step."""
+        if step in self.rows:
+            return
+        began = time.monotonic()
+        with parallel.alone():
+            made = self.segmenter(step, network)
+            scores = score(made, self.parts.validation, self.classes, read=self._read, seed=self.recipe.train.seed)
+        if not scores.counts[..., 2].any():
+            raise UsageError(
+                f"none of the {len(self.parts.validation)} validation scans holds one of the classes",
+                do="give more labelled scans, another seed (--seed), or a split of your own",
+            )
+        row = {"step": step, **_measures(scores, self.parts.validation), "seconds": round(time.monotonic() - began, 2)}
+        best = self.best
+        if best is None or row["dice"] > best["dice"]:
+            save_model(replace(made, card=self._card(row)), self.folder / MODEL)
+        # after the weights: killed between the two, the step is validated again and comes to the same
+        files.append_line(self.folder / VALIDATION, json.dumps(row))
+        self.rows[step] = row
+        if not self.quiet:
+            print(f"{self.recipe.name}: validation at step {step}: macro Dice {scores.macro.text(3)}", file=sys.stderr)
+
+    @property
+    def best(self) -> Mapping[str, Any] | None:
+        """The row with the highest macro Dice, the earlier of equals."""
+        return max((self.rows[step] for step in sorted(self.rows)), key=lambda row: float(row["dice"]), default=None)
+
+    def _read(self, scan: LabelledScan) -> tuple[Volume, Volume]:
+        if scan.id not in self.held:
+            self.held[scan.id] = read_classes(scan, self.classes)
+        self.held.move_to_end(scan.id)
+        while len(self.held) > 1 and sum(v.voxels.nbytes for pair in self.held.values() for v in pair) > HELD_BYTES:
+            self.held.popitem(last=False)
+        return self.held[scan.id]
+
+    def _test(self) -> Mapping[str, Any] | None:
+        """The measures of the best step on the test scans; made once, at the end."""
+        if not self.parts.test:
+            return None
+        path, best = self.folder / TEST, self.best
+        assert best is not None
+        if path.is_file():
+            found: dict[str, Any] = json.loads(path.read_text())
+            return found
+        made = load_segmentation_model(self.folder / MODEL, device=self.place)
+        with parallel.alone():
+            scores = score(made, self.parts.test, self.classes, seed=self.recipe.train.seed)
+        row = {"step": best["step"], **_measures(scores, self.parts.test)}
+        files.write_json(path, row)
+        return row
+
+    # ------------------------------------------------------------------ what is left behind
+
+    def _card(self, row: Mapping[str, Any], **more: Any) -> Card:
+        patients = self._patients()
+        chosen = {name: row[name] for name in ("dice", "low", "high", "micro", "patients")}
+        training = {
+            "recipe": to_data(self.recipe),
+            "init": dict(self.begun.init),
+            "data": files.digest(
+                [
+                    [[s.id, s.patient] for s in part]
+                    for part in (self.parts.train, self.parts.validation, self.parts.test)
+                ]
+            ),
+            "classes": {name: list(parts) for name, parts in zip(self.classes.names, self.classes.parts, strict=True)},
+            "steps": row["step"],
+            "of_steps": self.recipe.train.schedule.steps,
+            "patients": patients,
+            "validation": chosen,
+            **more,
+        }
+        return replace(
+            self.begun.card,
+            weights="trained",
+            training=training,
+            tested_on=(
+                f"macro Dice on {row['patients']} validation patients, by which the step was chosen: {row['dice']:.4f}",
+            ),
+            not_tested_on=("test patients", "scans of other places, scanners and protocols"),
+        )
+
+    def _finish(self, summary: Summary, test: Mapping[str, Any] | None, record: Record) -> None:
+        best = self.best
+        assert best is not None
+        card = self._card(best, precision=summary.precision, warnings=[*summary.warnings, *self.notes])
+        if test is not None:
+            said = f"macro Dice on {test['patients']} test patients, looked at once: {test['dice']:.4f}"
+            card = replace(card, tested_on=(*card.tested_on, said), not_tested_on=card.not_tested_on[1:])
+        path = self.folder / MODEL
+        files.write_json(path.with_suffix(".json"), to_data(replace(card, sha256=files.sha256(path))))
+        outputs = [
+            "recipe.json",
+            "split.json",
+            "metrics.jsonl",
+            VALIDATION,
+            MODEL,
+            "model.json",
+            *([TEST] if test else []),
+        ]
+        record.inputs = {
+            "recipe": files.digest(to_data(self.recipe)),
+            "data": card.training["data"],
+            "init": self.begun.init["sha256"],
+        }
+        record.results = {
+            "classes": list(self.classes.names),
+            "init": dict(self.begun.init),
+            "patients": self._patients(),
+            "best": dict(best),
+            "test": test,
+            "warnings_of_data": self.notes,
+            **asdict(summary),
+        }
+        record.write(self.folder, outputs)
+
+    def _patients(self) -> dict[str, int]:
+        return {name: len({s.patient for s in getattr(self.parts, name)}) for name in ("train", "validation", "test")}
+
+    def _summary(self, summary: Summary, test: Mapping[str, Any] | None) -> FinetuneSummary:
+        return FinetuneSummary(
+            self.folder,
+            self.folder / MODEL,
+            self.recipe.name,
+            self.begun.init,
+            self.classes.names,
+            self._patients(),
+            str(self.place),
+            self.best,
+            test,
+            summary,
+            tuple(self.notes),
+        )
+
+    def _pictured(self) -> list[tuple[str, float, Volume, Volume, Volume]]:
+        """The validation scans with the highest and the lowest Dice at the best step: title, Dice, scan, reference, prediction."""
+        best = self.best
+        assert best is not None
+        known = {name: value for name, value in best["scans"].items() if value is not None}
+        made = load_segmentation_model(self.folder / MODEL, device=self.place)
+        found: list[tuple[str, float, Volume, Volume, Volume]] = []
+        for title, pick in (("best", max), ("worst", min)):
+            name = pick(known, key=lambda scan: known[scan])
+            if any(name == seen for seen, *_ in found) and len(known) == 1:
+                break
+            scan = next(s for s in self.parts.validation if s.id == name)
+            image, reference = self._read(scan)
+            found.append((title, known[name], image, reference, made(image)))
+        return found
+
+
+def _measures(scores: Scores, scans: Sequence[LabelledScan]) -> dict[str, Any]:
+    """What a row of ``validation.jsonl`` says of some scans."""
+    macro, micro = scores.macro, scores.micro
+    with np.errstate(invalid="ignore"):
+        each = [float(np.nanmean(row)) if np.isfinite(row).any() else None for row in scores.dice]
+    return {
+        "dice": macro.value,
+        "low": macro.low,
+        "high": macro.high,
+        "micro": micro.value,
+        "patients": macro.patients,
+        "seed": macro.seed,
+        "labels": {name: None if i is None else interval_data(i) for name, i in scores.labels.items()},
+        "scans": {scan.id: value for scan, value in zip(scans, each, strict=True)},
+    }

@@ -1,0 +1,208 @@
+"""A fine-tuning run, from labelled scans to a segmenter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import processes
+from adapt.bodies import NAMES, scans
+from ctfoundry import zoo
+from ctfoundry.adapt import finetune as module
+from ctfoundry.adapt.finetune import finetune
+from ctfoundry.adapt.recipe import Augmentation, SegmentationRecipe
+from ctfoundry.encoder import Encoder
+from ctfoundry.infer.passes import Extent
+from ctfoundry.metrics import dice
+from ctfoundry.train import LoopSettings, Optimiser, Schedule
+from ctfoundry.zoo.models import CARDS, build
+
+
+def recipe(steps: int = 6, **changes: Any) -> SegmentationRecipe:
+    loop = LoopSettings(
+        Schedule(steps, warmup=1),
+        Optimiser(3e-3),
+        batch=2,
+        precision="fp32",
+        workers=0,
+        log_every=2,
+        checkpoint_every=2,
+    )
+    given: dict[str, Any] = {
+        "name": "tiny", "model": "ct-fm-tiny", "patch": (16, 32, 32), "extent": Extent("windows", (16, 32, 32), 0.25, "gaussian"),
+        "train": loop, "validate_every": 3, "depth": 3,
+        "augmentation": Augmentation(affine=0, smooth=0, scale=0, shift=0, noise=0), **changes,
+    }  # fmt: skip
+    return SegmentationRecipe(**given)
+
+
+SMALL = {"in_channels": 1, "filters": 4, "blocks": [1, 1, 1, 1, 1]}
+
+
+def encoder(seed: int = 3, **changes: Any) -> Encoder:
+    card = replace(CARDS["ct-fm-tiny"], arguments=SMALL, seed=seed, weights="trained", **changes)
+    network = build(card)
+    with torch.no_grad():
+        for norm in network.modules():
+            if isinstance(norm, torch.nn.BatchNorm3d):
+                norm.running_mean.fill_(0.05)
+                norm.running_var.fill_(0.3)
+    return Encoder.of(network, card)
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
+
+
+def without_times(data: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in data]
+
+
+def test_a_run_from_scans_to_a_segmenter(tmp_path: Path) -> None:
+    zoo.save_model(encoder(), tmp_path / "init.safetensors")
+    sha = json.loads((tmp_path / "init.json").read_text())["sha256"]
+    run = tmp_path / "run"
+    done = finetune(
+        recipe(), scans(8), run, init=tmp_path / "init.safetensors", device="cpu", quiet=True, test_share=0.25
+    )
+    assert done.patients == {"train": 4, "validation": 2, "test": 2}
+    assert done.init == {"model": "ct-fm-tiny", "weights": "trained", "sha256": sha, "kind": "encoder"}
+    assert [row["step"] for row in rows(run)] == [3, 6]
+    assert done.best == max(rows(run), key=lambda row: row["dice"])
+    made = {path.name for path in run.iterdir()}
+    assert {"recipe.json", "split.json", "run.json", "test.json", "report.html", "model.json", "metrics.jsonl"} <= made
+    split = json.loads((run / "split.json").read_text())
+    assert not set(split["train"]) & set(split["validation"])
+    assert not set(split["test"]) & set(split["train"])
+
+    # what is left is a segmenter of the best step, and it says what it is
+    made_of = zoo.load_segmenter(run, device="cpu")
+    card = made_of.card
+    assert (card.kind, card.weights, card.names) == ("segmenter", "trained", ("background", *NAMES.values()))
+    assert card.training["steps"] == done.best["step"]
+    assert card.training["init"]["sha256"] == sha
+    assert card.training["patients"] == done.patients
+    assert "test patients" not in " ".join(card.not_tested_on)
+
+    # the numbers are those of the segmenter on whole scans on their own grids, by another implementation of Dice
+    for part, row in (("validation", done.best), ("test", done.test)):
+        assert row is not None
+        values = []
+        for scan in scans(8):
+            if scan.id in split[part]:
+                found = dice(made_of(scan.image()).voxels, scan.maps["labels"]().voxels, (1, 2, 3))
+                assert row["scans"][scan.id] == pytest.approx(np.nanmean(list(found.values())))
+                values.append(np.nanmean(list(found.values())))
+        assert row["dice"] == pytest.approx(np.mean(values))
+        assert row["low"] is None  # two patients are examples
+
+    # nothing is done twice: not the validations, not the test
+    before = {
+        p.name: p.read_bytes()
+        for p in run.iterdir()
+        if p.name in ("validation.jsonl", "test.json", "model.safetensors")
+    }
+    again = finetune(
+        recipe(), scans(8), run, init=tmp_path / "init.safetensors", device="cpu", quiet=True, test_share=0.25
+    )
+    assert again.best == done.best
+    assert again.test == done.test
+    assert before == {name: (run / name).read_bytes() for name in before}
+
+
+def test_the_test_is_not_looked_at_before_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    real = module.score
+    monkeypatch.setattr(
+        module, "score", lambda made, those, *a, **k: seen.extend(s.id for s in those) or real(made, those, *a, **k)
+    )
+    options: dict[str, Any] = {"init": encoder(), "device": "cpu", "quiet": True, "test_share": 0.25, "report": False}
+    first = finetune(recipe(), scans(8), tmp_path, steps=4, **options)
+    split = json.loads((tmp_path / "split.json").read_text())
+    assert first.test is None
+    assert not (tmp_path / "test.json").exists()
+    assert set(seen) == set(split["validation"])
+    last = finetune(recipe(), scans(8), tmp_path, **options)
+    assert last.test is not None
+    assert [name for name in seen if name in split["test"]] == split["test"]  # once each
+    assert [row["step"] for row in rows(tmp_path)] == [3, 4, 6]
+
+
+def test_few_shots_draw_by_the_seed(tmp_path: Path) -> None:
+    drawn = []
+    for number, (seed, shots) in enumerate([(0, 2), (0, 3), (1, 2)]):
+        options: dict[str, Any] = {"init": encoder(), "device": "cpu", "quiet": True, "report": False, "steps": 1}
+        own = tmp_path / str(number)
+        done = finetune(recipe(), scans(9), own, shots=shots, changes=[f"train.seed={seed}"], **options)
+        drawn.append(json.loads((own / "split.json").read_text()))
+        assert done.patients["train"] == shots
+    assert set(drawn[0]["train"]) < set(drawn[1]["train"])
+    assert drawn[0]["validation"] == drawn[1]["validation"] != drawn[2]["validation"]
+
+
+def test_the_best_step_is_kept_not_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, steps = module.score, iter([0.9, 0.2])
+
+    def told(made: Any, those: Any, classes: Any, **options: Any) -> Any:
+        scores = real(made, those, classes, **options)
+        counts = np.tile(np.array([round(100 * next(steps)), 100, 100]), (*scores.counts.shape[:2], 1))
+        return replace(scores, counts=counts)
+
+    monkeypatch.setattr(module, "score", told)
+    options: dict[str, Any] = {"changes": ["train.keep_every=1"], "device": "cpu", "quiet": True, "report": False}
+    done = finetune(recipe(), scans(6), tmp_path, init=encoder(), **options)
+    assert done.best is not None
+    assert done.best["step"] == 3
+    tensors, _ = module_checkpoint(tmp_path, 3)
+    kept = zoo.load_segmenter(tmp_path, device="cpu").network.state_dict()
+    last, _ = module_checkpoint(tmp_path, 6)
+    assert all(torch.equal(kept[k], tensors[f"network.{k}"]) for k in kept)
+    assert not all(torch.equal(kept[k], last[f"network.{k}"]) for k in kept)
+
+
+def module_checkpoint(run: Path, step: int) -> tuple[dict[str, torch.Tensor], Any]:
+    from ctfoundry.train import checkpoint
+
+    tensors, rest = checkpoint.read(run / "checkpoints", step)
+    return tensors["modules"], rest
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from adapt.bodies import scans
+from adapt.test_finetune import encoder, recipe
+from ctfoundry.adapt import finetune as module
+
+for name in sys.argv[2:]:
+    if not (pid := os.fork()):
+        real = getattr(module, name)
+        def killed(*a, **k):
+            real(*a, **k)
+            os.kill(os.getpid(), signal.SIGKILL)
+        setattr(module, name, killed)
+        options = {"init": encoder(), "device": "cpu", "quiet": True, "report": False}
+        module.finetune(recipe(), scans(6), Path(sys.argv[1]) / name, **options)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+"""
+
+
+def test_kill_nine_and_going_on_gives_the_same_model(tmp_path: Path) -> None:
+    """Killed while it validates: after the weights are written and before the row is, or before both."""
+    whole = tmp_path / "whole"
+    options: dict[str, Any] = {"device": "cpu", "quiet": True, "report": False}
+    processes.run(KILLED, 1, tmp_path, "save_model", "score")
+    finetune(recipe(), scans(6), whole, init=encoder(), **options)
+    for run in (tmp_path / "save_model", tmp_path / "score"):
+        assert not (run / "validation.jsonl").exists()
+        assert (run / "model.safetensors").exists() is (run.name == "save_model")
+        finetune(recipe(), scans(6), run, init=encoder(), **options)
+        assert without_times(rows(run)) == without_times(rows(whole))
+        assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
