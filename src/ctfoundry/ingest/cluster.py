@@ -9,8 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from ctfoundry.errors import CTFoundryError, UsageError
-from ctfoundry.ingest.task import Job, Result, work
-from ctfoundry.ingest.workers import ATTEMPTS, Say, died, too_large
+from ctfoundry.ingest.workers import ATTEMPTS, J, Say, Work, died, too_large
 
 NODE_ATTEMPTS = 4
 """A job that was on a node that went away is tried this often: that is not its fault."""
@@ -59,12 +58,12 @@ class Cluster:
         self._ray = ray
         return self
 
-    def run(self, jobs: Iterable[Job], say: Say) -> Iterator[tuple[Job, Result]]:
+    def run(self, jobs: Iterable[J], say: Say) -> Iterator[tuple[J, Any]]:
         """Every job with its result, in the order of their ends."""
         ray, source, more = self._ray, iter(jobs), True
-        task = ray.remote(max_retries=0, num_cpus=1)(work)
-        running: dict[Any, tuple[Job, int]] = {}
-        again: list[tuple[Job, int]] = []
+        task = ray.remote(max_retries=0, num_cpus=1)(_work)
+        running: dict[Any, tuple[J, int]] = {}
+        again: list[tuple[J, int]] = []
         while True:
             room = self.workers or AHEAD * max(int(ray.cluster_resources().get("CPU", 1)), 1)
             while len(running) < room and (again or more):
@@ -93,11 +92,11 @@ class Cluster:
                     how = type(error).__name__
                     lost = isinstance(error, ray.exceptions.NodeDiedError | ray.exceptions.ObjectLostError)
                     if attempt < (NODE_ATTEMPTS if lost else ATTEMPTS):
-                        say(f"{job.found.path}: its worker died: {how}; tried once more")
+                        say(f"{job.place}: its worker died: {how}; tried once more")
                         again.append((job, attempt + 1))
                         continue
-                    say(f"{job.found.path}: its worker died again: {how}")
-                    result = died(how)
+                    say(f"{job.place}: its worker died again: {how}")
+                    result = died(job, how)
                 yield job, result
 
     def __exit__(
@@ -105,3 +104,7 @@ class Cluster:
     ) -> None:
         if "ray" in sys.modules and self._ray.is_initialized():
             self._ray.shutdown()
+
+
+def _work(job: Work) -> Any:
+    return job.work()

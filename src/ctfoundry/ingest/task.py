@@ -61,6 +61,19 @@ class Job:
     only_hash: bool = False
     memory: int = 0
 
+    @property
+    def place(self) -> str:
+        """Its path, for stderr."""
+        return str(self.found.path)
+
+    def work(self) -> Result:
+        """Do it (`work`)."""
+        return work(self)
+
+    def lost(self, out: LeftOut) -> Result:
+        """Its result where it is not done."""
+        return Result(digest=self.digest, left_out=out)
+
 
 @dataclass
 class Result:

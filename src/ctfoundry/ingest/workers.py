@@ -18,12 +18,11 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from ctfoundry.errors import UsageError
 from ctfoundry.ingest import task
 from ctfoundry.ingest.rules import LeftOut
-from ctfoundry.ingest.task import Job, Result, work
 
 ATTEMPTS = 2
 """So often a job is given to a worker that dies."""
@@ -37,10 +36,35 @@ STOP_S = 5.0
 Say = Callable[[str], None]
 
 
+class Work(Protocol):
+    """A job: it can be pickled, and a worker of whatever kind calls `work`."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it may take; 0 where that is not known."""
+        ...
+
+    @property
+    def place(self) -> str:
+        """What it is called on stderr; may be private."""
+        ...
+
+    def work(self) -> Any:
+        """Do it; the result can be pickled."""
+        ...
+
+    def lost(self, out: LeftOut) -> Any:
+        """Its result where it is not done."""
+        ...
+
+
+J = TypeVar("J", bound=Work)
+
+
 class Executor(Protocol):
     """Where jobs are done."""
 
-    def run(self, jobs: Iterable[Job], say: Say) -> Iterator[tuple[Job, Result]]:
+    def run(self, jobs: Iterable[J], say: Say) -> Iterator[tuple[J, Any]]:
         """Every job with its result, in the order of their ends; jobs are taken from the iterable as there is room."""
         ...
 
@@ -53,12 +77,12 @@ class Executor(Protocol):
 class Inline:
     """One job after the other in this process: no start-up, and no protection from crashes."""
 
-    def run(self, jobs: Iterable[Job], say: Say) -> Iterator[tuple[Job, Result]]:
+    def run(self, jobs: Iterable[J], say: Say) -> Iterator[tuple[J, Any]]:
         """Every job with its result, in order."""
         task.forget()
         limit = int(machine_memory() * SHARE_OF_MEMORY)
         for job in jobs:
-            yield job, work(job) if job.memory <= limit else too_large(job, limit)
+            yield job, job.work() if job.memory <= limit else too_large(job, limit)
 
     def __enter__(self) -> Inline:
         return self
@@ -69,11 +93,15 @@ class Inline:
         pass
 
 
+class _Death(str):
+    """How a worker died."""
+
+
 @dataclass
 class _Worker:
     process: SpawnProcess
     pipe: Connection
-    job: Job | None = None
+    job: Any = None
     attempt: int = 1
 
 
@@ -97,9 +125,9 @@ class Local:
         self.memory = memory or int(machine_memory() * SHARE_OF_MEMORY)
         self._pool: list[_Worker] = []
 
-    def run(self, jobs: Iterable[Job], say: Say) -> Iterator[tuple[Job, Result]]:
+    def run(self, jobs: Iterable[J], say: Say) -> Iterator[tuple[J, Any]]:
         """Every job with its result, in the order of their ends."""
-        source, again = iter(jobs), deque[Job]()
+        source, again = iter(jobs), deque[J]()
         following = next(source, None)
         while True:
             while again and self._free(again[0]):
@@ -116,25 +144,24 @@ class Local:
             for pipe in wait([w.pipe for w in busy]):
                 worker = next(w for w in busy if w.pipe is pipe)
                 job, attempt, pid = worker.job, worker.attempt, worker.process.pid
-                assert job is not None
                 result = self._result(worker)
-                if isinstance(result, Result):
+                if not isinstance(result, _Death):
                     worker.job = None
                     yield job, result
                 elif attempt < ATTEMPTS:
-                    say(f"{job.found.path}: its worker (process {pid}) died: {result}; tried once more")
+                    say(f"{job.place}: its worker (process {pid}) died: {result}; tried once more")
                     again.append(job)
                 else:
-                    say(f"{job.found.path}: its worker (process {pid}) died again: {result}")
-                    yield job, died(result)
+                    say(f"{job.place}: its worker (process {pid}) died again: {result}")
+                    yield job, died(job, result)
 
-    def _free(self, job: Job) -> bool:
+    def _free(self, job: Work) -> bool:
         """Whether there is a worker and memory for a job; one that needs more than all may have is told so by its own turn."""
         running = [w.job for w in self._pool if w.job is not None]
         taken = sum(j.memory for j in running)
         return not running or (len(running) < self.workers and taken + job.memory <= self.memory)
 
-    def _give(self, job: Job, attempt: int, *, fresh: bool = False) -> None:
+    def _give(self, job: Work, attempt: int, *, fresh: bool = False) -> None:
         idle = [w for w in self._pool if w.job is None]
         if fresh and idle and len(self._pool) >= self.workers:
             self._end(idle.pop())
@@ -161,7 +188,7 @@ class Local:
         self._pool.append(worker)
         return worker
 
-    def _result(self, worker: _Worker) -> Result | str:
+    def _result(self, worker: _Worker) -> Any:
         """What a worker answers, or how it died."""
         try:
             return worker.pipe.recv()
@@ -170,8 +197,8 @@ class Local:
             code = worker.process.exitcode
             self._end(worker)
             if code is not None and code < 0:
-                return signal.Signals(-code).name
-            return "no answer" if code is None else f"exit code {code}"
+                return _Death(signal.Signals(-code).name)
+            return _Death("no answer" if code is None else f"exit code {code}")
 
     def _end(self, worker: _Worker) -> None:
         worker.pipe.close()
@@ -199,15 +226,15 @@ class Local:
             self._end(worker)
 
 
-def too_large(job: Job, limit: int) -> Result:
+def too_large(job: Work, limit: int) -> Any:
     """The result of a job that is not started."""
     reason = f"may take {job.memory / 2**30:.3g} GiB of memory, there are {limit / 2**30:.3g}"
-    return Result(digest=job.digest, left_out=LeftOut("memory", reason))
+    return job.lost(LeftOut("memory", reason))
 
 
-def died(how: str) -> Result:
+def died(job: Work, how: str) -> Any:
     """The result of a job whose workers died; no process is named, so the same death gives the same words."""
-    return Result(left_out=LeftOut("worker-died", f"its worker died {ATTEMPTS} times ({how})"))
+    return job.lost(LeftOut("worker-died", f"its worker died {ATTEMPTS} times ({how})"))
 
 
 def _serve(pipe: Connection, share: int) -> None:
@@ -222,7 +249,7 @@ def _serve(pipe: Connection, share: int) -> None:
         except (EOFError, ConnectionResetError):
             return
         _limit(max(SLACK * job.memory, LEAST_MEMORY) if job.memory else share)
-        result = work(job)
+        result = job.work()
         try:
             pipe.send(result)
         except (BrokenPipeError, ConnectionResetError):

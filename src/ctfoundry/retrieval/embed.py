@@ -1,54 +1,95 @@
 """Embeddings on disk.
 
-``OUT/parts/*.safetensors`` hold the vectors, each with its rows (id, vector name, box, centre) in the header, so that a part
-is complete in itself and appears whole; ``OUT/index.parquet`` is derived from them; ``OUT/card.json`` says which encoder and
-settings made them. A scan that is there with the same content and settings is skipped.
+``OUT/parts/*.safetensors`` hold the vectors (`retrieval.parts`); ``OUT/index.parquet`` and ``OUT/matrix-*`` are derived from
+them; ``OUT/card.json`` says which encoder and settings made them. A scan that is there with the same content and settings is
+skipped. Any number of writers may fill one folder at once, and it can be searched meanwhile.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ctfoundry import files
-from ctfoundry.encoder import Encoder
-from ctfoundry.errors import CTFoundryError, StoreError
-from ctfoundry.geometry import Vec3
+from ctfoundry.encoder import POOLS, Encoder, Windows, roi_vectors
+from ctfoundry.errors import ContractError, CTFoundryError, StoreError, UsageError
+from ctfoundry.geometry import Vec3, to_world
+from ctfoundry.infer import passes
 from ctfoundry.infer.passes import Precision
+from ctfoundry.ingest.rules import LeftOut
+from ctfoundry.ingest.workers import Executor
+from ctfoundry.retrieval import matrix, parts
 from ctfoundry.retrieval.index import Index
+from ctfoundry.retrieval.parts import Row
 from ctfoundry.settings import to_data
 from ctfoundry.volume import Volume
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PART_SCANS = 64
-"""Scans per part: ``kill -9`` loses at most this many, Ctrl-C and errors lose none."""
+PART_SCANS, PART_ROWS, PART_S = 64, 20_000, 60.0
+"""A part is written when it has so many scans or vectors, or when so many seconds have gone: that much ``kill -9`` can lose,
+and the scans in work. Ctrl-C and errors lose none."""
+OVER_WINDOWS = "windows:"
+"""``windows:min`` is the element-wise minimum over the vectors of a scan's windows (CT-FM, 3D-MIR retrieval)."""
 
 
 @dataclass(frozen=True)
 class Scan:
-    """A scan to embed: its public id, a digest of its content, and how to read it."""
+    """A scan to embed: its public id, a digest of its content (and labels), and how to read it and its labels."""
 
     id: str
     digest: str
     read: Callable[[], Volume]
+    labels: Callable[[], Sequence[Volume]] | None = None
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is embedded of each scan: named vectors of the whole, and optionally each window alone."""
+    """What is embedded of each scan.
+
+    Attributes
+    ----------
+    vectors : of the whole scan: the network's tokens, mean, max or min, ``windows:mean|max|min``; by default the model's own.
+    window, overlap : also each window alone, in voxels of the prepared scan.
+    slices : also each slice along axis 0 of the prepared scan alone.
+    roi : also a vector ``roi:NAME`` for each label of the scan's label map.
+    grids : also the map of the model's level, in a file a scan.
+    """
 
     vectors: tuple[str, ...] = ()
     window: Vec3 | None = None
     overlap: float = 0.0
     grids: bool = False
     precision: Precision = "fp32"
+    slices: bool = False
+    roi: bool = False
+
+
+@dataclass(frozen=True)
+class ModelOf:
+    """How a worker gets the encoder: what `zoo.load_encoder` takes, and the patch size of a ViT."""
+
+    model: str
+    weights: str | None = None
+    device: str = "cpu"
+    seed: int = 0
+    patch: tuple[int, ...] | None = None
+
+    def load(self) -> Encoder:
+        """The encoder."""
+        from ctfoundry import zoo
+
+        encoder = zoo.load_encoder(self.model, weights=self.weights, device=self.device, seed=self.seed)
+        return zoo.with_patch(encoder, self.patch) if self.patch else encoder
 
 
 @dataclass
@@ -61,14 +102,41 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One vector of one scan; `centre` in world mm, `box` as first voxel and size in the prepared scan, for windows."""
+class Made:
+    """The vectors of one scan, or why there are none."""
 
-    id: str
-    digest: str
-    vector: str
-    centre: tuple[float, float, float] | None = None
-    box: tuple[int, ...] | None = None
+    rows: tuple[Row, ...] = ()
+    vectors: np.ndarray | None = None
+    failed: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One scan for a worker (`ingest.workers`), which loads the encoder once."""
+
+    scan: Scan
+    model: ModelOf
+    settings: Settings
+    out: Path
+    memory: int = 0
+
+    @property
+    def place(self) -> str:
+        """What progress calls it."""
+        return self.scan.id
+
+    def work(self) -> Made:
+        """Its vectors."""
+        return _made(self.scan, _loaded(self.model), self.settings, self.out)
+
+    def lost(self, out: LeftOut) -> Made:
+        """What comes of it when it is not done."""
+        return Made(failed=out.reason)
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: ModelOf) -> Encoder:
+    return model.load()
 
 
 def embed(
@@ -78,42 +146,81 @@ def embed(
     settings: Settings = Settings(),
     *,
     progress: Callable[[str], None] = lambda _: None,
+    executor: Executor | None = None,
+    model: ModelOf | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
     """Embed `scans` into `out`; one that cannot be read is named in the outcome and leaves the others alone.
 
+    With an `executor` (`ingest.Local`, `ingest.cluster.Cluster`) its workers do it, each with the encoder that `model` names,
+    which has to be the same as `encoder`; this process writes. `progress` is called with the id of each scan that is over.
+
     Raises StoreError when `out` holds embeddings of another encoder or other settings.
     """
-    chosen = settings.vectors or (encoder.card.vector,)
-    _open(out, encoder, settings)
-    there = {(row["id"], row["digest"]) for row in rows(out)}
+    if executor is not None and model is None:
+        raise UsageError("workers need to know how the encoder is loaded (model=)")
+    _check_vectors(encoder, settings)
+    open_folder(out, encoder, settings)
     outcome = Outcome()
-    vectors: list[Tensor] = []
-    waiting: list[Row] = []
-    pending: list[str] = []
-    try:
+    pending = _Pending(out, outcome)
+
+    def fresh() -> Iterator[Scan]:
         for scan in scans:
-            if (scan.id, scan.digest) in there:
+            if there.get(scan.id) == scan.digest:
                 outcome.skipped.append(scan.id)
+                progress(scan.id)
             else:
-                try:
-                    made = _one(scan, encoder, settings, chosen, out)
-                except CTFoundryError as error:
-                    outcome.failed[scan.id] = error.what  # not where: that is a path, and this goes into run.json
-                else:
-                    waiting += [row for row, _ in made]
-                    vectors += [vector for _, vector in made]
-                    pending.append(scan.id)
-            if len(pending) >= PART_SCANS:
-                _write_part(out, waiting, vectors)
-                outcome.done += pending
-                vectors, waiting, pending = [], [], []
-            progress(scan.id)
-    finally:  # when stopped, too
-        if waiting:
-            _write_part(out, waiting, vectors)
-            outcome.done += pending
-    write_index(out)
+                yield scan
+
+    with parts.writing(out):
+        there = parts.catalogue(out).scans()
+        try:
+            if executor is None:
+                for scan in fresh():
+                    pending.add(scan, _made(scan, encoder, settings, out))
+                    progress(scan.id)
+            else:
+                assert model is not None
+                with executor:
+                    jobs = (Job(scan, model, settings, out.resolve()) for scan in fresh())
+                    for job, made in executor.run(jobs, say):
+                        pending.add(job.scan, made)
+                        progress(job.scan.id)
+        finally:  # when stopped, too
+            pending.write()
+    parts.write_index(out)
     return outcome
+
+
+class _Pending:
+    """Vectors that wait to be written as one part."""
+
+    def __init__(self, out: Path, outcome: Outcome) -> None:
+        self._out, self._outcome = out, outcome
+        self._rows: list[Row] = []
+        self._vectors: list[np.ndarray] = []
+        self._ids: list[str] = []
+        self._since = time.monotonic()
+
+    def add(self, scan: Scan, made: Made) -> None:
+        """Take in what came of a scan; writes when it is time."""
+        if made.vectors is None:
+            self._outcome.failed[scan.id] = made.failed
+        else:
+            self._rows += made.rows
+            self._vectors.extend(made.vectors)
+            self._ids.append(scan.id)
+        full = len(self._ids) >= PART_SCANS or len(self._rows) >= PART_ROWS
+        if full or time.monotonic() - self._since >= PART_S:
+            self.write()
+
+    def write(self) -> None:
+        """Write what waits."""
+        if self._rows:
+            parts.write(self._out, self._rows, np.stack(self._vectors))
+            self._outcome.done += self._ids
+        self._rows, self._vectors, self._ids = [], [], []
+        self._since = time.monotonic()
 
 
 SAME_VECTORS = ("architecture", "arguments", "preparation", "extent", "level", "weights", "sha256", "seed")
@@ -125,12 +232,26 @@ def same_model(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     return all(a[key] == b[key] for key in SAME_VECTORS)
 
 
+def read_card(out: Path) -> dict[str, Any]:
+    """``card.json`` of an embeddings folder: the model's card and the settings. Raises StoreError for any other folder."""
+    try:
+        card: dict[str, Any] = json.loads((out / "card.json").read_text())
+        card["settings"] = to_data(Settings()) | card["settings"]  # earlier versions had fewer
+        card["model"]["architecture"]
+    except FileNotFoundError:
+        raise StoreError(
+            "is no embeddings folder: it has no card.json", where=out, do="make one with `ctfoundry embed`"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"is no card of embeddings ({error})", where=out / "card.json") from error
+    return card
+
+
 def fits(out: Path, encoder: Encoder, settings: Settings = Settings()) -> bool:
     """Whether `out` is new, or holds embeddings of this encoder with these settings."""
-    path = out / "card.json"
-    if not path.is_file():
+    if not (out / "card.json").is_file():
         return True
-    there = json.loads(path.read_text())
+    there = read_card(out)
     return same_model(there["model"], to_data(encoder.card)) and there["settings"] == _used(encoder, settings)
 
 
@@ -138,99 +259,168 @@ def _used(encoder: Encoder, settings: Settings) -> dict[str, Any]:
     return to_data(settings) | {"vectors": list(settings.vectors or (encoder.card.vector,))}
 
 
-def _open(out: Path, encoder: Encoder, settings: Settings) -> None:
+def open_folder(out: Path, encoder: Encoder, settings: Settings) -> None:
+    """Make the folder, or check that it is for this encoder and these settings. Raises StoreError."""
+    card = {"model": to_data(encoder.card), "settings": _used(encoder, settings)}
+    if not (out / "card.json").is_file():
+        files.create_once(out / "card.json", (json.dumps(card, indent=1, allow_nan=False) + "\n").encode())
     if not fits(out, encoder, settings):
         raise StoreError(
             "holds embeddings of another encoder or with other settings", where=out, do="choose another folder"
         )
-    if not (out / "card.json").is_file():
-        files.write_json(out / "card.json", {"model": to_data(encoder.card), "settings": _used(encoder, settings)})
     (out / "parts").mkdir(exist_ok=True)
-    files.sweep(out / "parts")
 
 
-def _one(
-    scan: Scan, encoder: Encoder, settings: Settings, chosen: Sequence[str], out: Path
-) -> list[tuple[Row, Tensor]]:
+def _check_vectors(encoder: Encoder, settings: Settings) -> None:
+    for name in settings.vectors:
+        if name.startswith(OVER_WINDOWS):
+            if settings.window is None or name.removeprefix(OVER_WINDOWS) not in POOLS:
+                raise UsageError(f"{name!r} needs --windows, and is one of windows:mean, windows:max, windows:min")
+        elif name not in encoder.vectors:
+            raise UsageError(
+                f"{encoder.card.name} has no vector {name!r}", do=f"choose among {', '.join(encoder.vectors)}"
+            )
+    if settings.roi and not encoder.levels:
+        raise UsageError(f"{encoder.card.name} has no map to pool regions from", where="--roi")
+
+
+def _made(scan: Scan, encoder: Encoder, settings: Settings, out: Path) -> Made:
+    """All vectors of one scan; an error that was raised on purpose is its result, any other one too."""
+    try:
+        found = list(_vectors(scan, encoder, settings, out))
+    except CTFoundryError as error:
+        return Made(failed=error.what)  # not where: that is a path, and this goes into run.json
+    except (RuntimeError, ValueError, MemoryError) as error:
+        text = str(error).partition("\n")[0]  # unless it may hold a path
+        return Made(failed=type(error).__name__ + (f": {text}" if text and "/" not in text else ""))
+    return Made(
+        tuple(row for row, _ in found), np.stack([vector.detach().cpu().float().numpy() for _, vector in found])
+    )
+
+
+def _vectors(scan: Scan, encoder: Encoder, settings: Settings, out: Path) -> Iterator[tuple[Row, Tensor]]:
     volume = scan.read()
-    levels = (encoder.card.level,) if settings.grids else ()
-    features = encoder(volume, vectors=chosen, levels=levels, precision=settings.precision)
-    made = [(Row(scan.id, scan.digest, name), features.vectors[name].cpu()) for name in chosen]
+    chosen = settings.vectors or (encoder.card.vector,)
+    own = tuple(name for name in chosen if not name.startswith(OVER_WINDOWS))
+    levels = (encoder.card.level,) if settings.grids or settings.roi else ()
+    features = encoder(volume, vectors=own, levels=levels, precision=settings.precision) if own or levels else None
+    windows = None
     if settings.window is not None:
         windows = encoder.windows(volume, settings.window, settings.overlap, precision=settings.precision)
-        for vector, centre, start in zip(
-            windows.vectors.cpu(), windows.centres.tolist(), windows.starts.tolist(), strict=True
-        ):
-            made.append((Row(scan.id, scan.digest, "window", tuple(centre), (*start, *windows.size)), vector))
+    for name in chosen:
+        if name in own:
+            assert features is not None
+            yield Row(scan.id, scan.digest, name), features.vectors[name]
+        else:
+            assert windows is not None
+            yield Row(scan.id, scan.digest, name), _over(windows.vectors, name.removeprefix(OVER_WINDOWS))
+    if settings.roi:
+        assert features is not None
+        if scan.labels is None:
+            raise ContractError("has no label map", do="see --roi")
+        regions = {name: v for labels in scan.labels() for name, v in roi_vectors(features.grid, labels).items()}
+        for name, vector in regions.items():
+            yield Row(scan.id, scan.digest, name), vector
+    if windows is not None:
+        yield from _places(scan, "window", windows)
+    if settings.slices:
+        yield from _places(scan, "slice", slices(encoder, volume, precision=settings.precision))
     if settings.grids:
-        from safetensors.torch import save_file
-
-        grid = features.grid
-        with files.whole(out / "grids" / f"{scan.id}.safetensors") as part:
-            save_file(
-                {"features": grid.data.half().cpu().contiguous(), "valid": grid.valid.cpu().contiguous()},
-                part,
-                metadata={"affine": json.dumps(grid.affine.tolist()), "level": grid.level},
-            )
-    return made
+        assert features is not None
+        _write_grid(out, scan.id, features.grid)
 
 
-def _write_part(out: Path, waiting: Sequence[Row], vectors: Sequence[Tensor]) -> None:
+def _over(vectors: Tensor, how: str) -> Tensor:
+    return vectors.mean(0) if how == "mean" else vectors.amax(0) if how == "max" else vectors.amin(0)
+
+
+def _places(scan: Scan, name: str, found: Windows) -> Iterator[tuple[Row, Tensor]]:
+    for vector, (x, y, z), start in zip(
+        found.vectors.cpu(), found.centres.tolist(), found.starts.tolist(), strict=True
+    ):
+        yield Row(scan.id, scan.digest, name, (x, y, z), (*start, *found.size)), vector
+
+
+def slices(encoder: Encoder, volume: Volume, *, vector: str | None = None, precision: Precision = "fp32") -> Windows:
+    """Each slice along axis 0 of the prepared scan embedded alone; slices without a measured voxel are left out.
+
+    Raises ContractError for a network that takes no single slice, and for preparations that lay windows one after the other.
+    """
+    if encoder.preparation.intensity.stack == "axis0":
+        raise ContractError(
+            f"preparation {encoder.preparation.name!r} lays windows one after the other: no slice is one"
+        )
+    prepared = encoder.prepare(volume)
+    depth, height, width = prepared.x.shape[1:]
+    starts = [(k, 0, 0) for k in range(depth) if bool(prepared.valid[k].any())]
+    size = (1, height, width)
+    try:
+        found = [
+            encoder.embed(batch, vector or encoder.card.vector, precision)
+            for _, batch in passes.window_batches(prepared.x, size, starts)
+        ]
+    except (RuntimeError, ValueError, ContractError) as error:
+        raise ContractError(
+            f"{encoder.card.name} cannot embed a single slice", do="take an encoder of slices, or windows"
+        ) from error
+    corner = np.array(starts, dtype=np.int64).reshape(-1, 3)
+    centres = to_world(prepared.affine, corner + (np.array(size) - 1) / 2)
+    return Windows(torch.cat(found), centres, corner, size, prepared.affine)
+
+
+def _write_grid(out: Path, id: str, grid: Any) -> None:
     from safetensors.torch import save_file
 
-    header = [asdict(row) for row in waiting]
-    # numbered, so that the last of two vectors of one id is the later one
-    name = f"{len(list((out / 'parts').glob('*.safetensors'))):06d}-{files.digest(header)[:16]}"
-    with files.whole(out / "parts" / f"{name}.safetensors") as part:
+    with files.whole(out / "grids" / f"{id}.safetensors") as part:
         save_file(
-            {"vectors": torch.stack(list(vectors)).float().contiguous()}, part, metadata={"rows": json.dumps(header)}
+            {"features": grid.data.half().cpu().contiguous(), "valid": grid.valid.cpu().contiguous()},
+            part,
+            metadata={"affine": json.dumps(grid.affine.tolist()), "level": grid.level},
         )
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
-    """All rows of an embeddings folder, each with its part and its place in it."""
-    from safetensors import SafetensorError, safe_open
+    """All rows of an embeddings folder that count, each with its part and its place in it."""
+    return list(parts.rows(out))
 
-    found = []
-    for part in sorted((out / "parts").glob("*.safetensors")):
-        try:
-            with safe_open(part, "pt") as stream:
-                header = json.loads(stream.metadata()["rows"])
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise StoreError(
-                f"is no part of embeddings: {error}", where=part, do="remove it and embed again"
-            ) from error
-        found += [row | {"part": part.name, "row": i} for i, row in enumerate(header)]
+
+def vector_names(out: Path) -> list[str]:
+    """Names of the vectors that a folder holds, the default one first; regions of interest are read off the parts."""
+    settings = read_card(out)["settings"]
+    found = list(settings["vectors"])
+    found += ["window"] if settings["window"] is not None else []
+    found += ["slice"] if settings["slices"] else []
+    if settings["roi"]:
+        found += sorted({row["vector"] for row in parts.rows(out)} - set(found))
     return found
 
 
-def write_index(out: Path) -> None:
-    """Write ``index.parquet`` from the parts: id, part, row, vector name, box, centre in mm."""
-    import duckdb
-
-    table = [[r["id"], r["part"], r["row"], r["vector"], r["box"], r["centre"], r["digest"]] for r in rows(out)]
-    with duckdb.connect() as base, files.whole(out / "index.parquet") as part:
-        base.execute(
-            "create table rows (id varchar, part varchar, row integer, vector varchar, box integer[], centre_mm double[], digest varchar)"
-        )
-        if table:
-            base.executemany("insert into rows values (?, ?, ?, ?, ?, ?, ?)", table)
-        base.execute(f"copy rows to '{str(part).replace(chr(39), chr(39) * 2)}' (format parquet)")
-
-
 def load_index(out: Path, vector: str | None = None) -> Index:
-    """The index over one kind of vector (default: the encoder's own) of an embeddings folder."""
-    from safetensors.torch import load_file
+    """The index over one kind of vector (default: the encoder's own) of an embeddings folder, as far as it is filled now.
 
-    if not (out / "card.json").is_file():
+    The matrix beside the parts is extended by what came since it was last used. Raises StoreError for a folder that is none, a
+    broken part, and a vector that it does not hold.
+    """
+    card = read_card(out)
+    wanted: str = vector or card["settings"]["vectors"][0]
+    found = matrix.open_matrix(out, wanted)
+    index = Index.from_matrix(found, wanted)
+    if not len(index):
+        held = ", ".join(vector_names(out))
+        raise StoreError(f"holds no vector {wanted!r}", where=out, do=f"it holds {held}" if held else None)
+    return index
+
+
+def check_same(a: Path, b: Path) -> Sequence[str]:
+    """The vectors' names of two folders that one model made with the same settings. Raises StoreError for others."""
+    one, other = read_card(a), read_card(b)
+    if not same_model(one["model"], other["model"]):
         raise StoreError(
-            "is no embeddings folder: it has no card.json", where=out, do="make one with `ctfoundry embed`"
+            f"was made by {other['model']['name']!r} with other weights or preparation than {one['model']['name']!r}",
+            where=b,
+            do="embed its scans with the same model",
         )
-    card = json.loads((out / "card.json").read_text())
-    wanted = vector or card["settings"]["vectors"][0]
-    chosen = [row for row in rows(out) if row["vector"] == wanted]
-    if not chosen:
-        raise StoreError(f"holds no vector {wanted!r}", where=out)
-    latest = {row["id"]: row for row in chosen}
-    parts = {name: load_file(out / "parts" / name)["vectors"] for name in {row["part"] for row in latest.values()}}
-    return Index.of(tuple(latest), torch.stack([parts[row["part"]][row["row"]] for row in latest.values()]))
+    if one["settings"] != other["settings"]:
+        raise StoreError("was made with other settings", where=b, do="embed its scans with the same settings")
+    vectors: list[str] = one["settings"]["vectors"]
+    return vectors

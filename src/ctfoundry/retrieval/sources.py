@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,9 @@ from ctfoundry.errors import CTFoundryError, UsageError
 from ctfoundry.io.places import place_of
 from ctfoundry.retrieval.embed import Scan, same_model
 from ctfoundry.retrieval.index import Index
-from ctfoundry.store import open_store
+from ctfoundry.retrieval.regions import Regions
+from ctfoundry.store import Store, open_store
+from ctfoundry.volume import Volume
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -26,6 +28,24 @@ class Source:
 
     scan: Scan
     path: str
+    series: str = ""
+
+
+@dataclass(frozen=True)
+class FromStore:
+    """Reads one scan of a store, which a process opens once for all of them."""
+
+    store: Path
+    id: str
+
+    def __call__(self) -> Volume:
+        """The scan."""
+        return _opened(self.store).volume(self.id)
+
+
+@lru_cache(maxsize=4)
+def _opened(path: Path) -> Store:
+    return open_store(path)
 
 
 @dataclass
@@ -58,13 +78,16 @@ class Sources:
         return self.scans[0].scan
 
 
-def resolve(texts: Sequence[str]) -> Sources:
-    """The scans that the arguments name; each byte content once. Raises UsageError for what is not there."""
+def resolve(texts: Sequence[str], *, series: Collection[str] | None = None) -> Sources:
+    """The scans that the arguments name; each byte content once. Raises UsageError for what is not there.
+
+    series : only scans of these DICOM series (of a cohort file); a store knows them from its provenance.
+    """
     sources = Sources()
     seen: set[str] = set()
     for text in texts:
         for source in _resolve(text, sources):
-            if source.scan.id not in seen:
+            if source.scan.id not in seen and (series is None or source.series in series):
                 seen.add(source.scan.id)
                 sources.scans.append(source)
     if not sources.scans and not sources.failed:
@@ -72,6 +95,15 @@ def resolve(texts: Sequence[str]) -> Sources:
             f"no CT scan among: {', '.join(texts)}" + (f" ({sources.labels} label maps)" if sources.labels else "")
         )
     return sources
+
+
+def with_regions(sources: Sources, regions: Regions) -> None:
+    """Give each scan its label maps; their content becomes part of its digest. A scan without any is left as it is."""
+    for k, source in enumerate(sources.scans):
+        maps = regions.of(source.scan.id, source.path)
+        if maps is not None:
+            digest = identity.sealed(f"{source.scan.digest} {maps.digest()}")
+            sources.scans[k] = replace(source, scan=replace(source.scan, digest=digest, labels=maps))
 
 
 def _resolve(text: str, sources: Sources) -> list[Source]:
@@ -86,7 +118,7 @@ def _resolve(text: str, sources: Sources) -> list[Source]:
                 where=path,
                 do="name one of them" if found else "check the series",
             )
-        return [_source(found[0].hashes(), found[0].read, text)]
+        return [_source(found[0].hashes(), found[0].read, text, found[0].series)]
     if path.is_dir() or io.is_listing(path):
         return _from_tree(path, sources)
     if path.is_file():
@@ -94,13 +126,13 @@ def _resolve(text: str, sources: Sources) -> list[Source]:
         listed = [i for i in io.discover(path.parent, deep=False).found if path in i.paths]
         if not listed or len(listed[0].paths) > 1:
             return [_source([files.sha256(path)], partial(io.read, path), text)]
-        return [_source(listed[0].hashes(), listed[0].read, text)]
+        return [_source(listed[0].hashes(), listed[0].read, text, listed[0].series)]
     raise UsageError("no such file or folder", where=text)
 
 
-def _source(hashes: Sequence[str], read: object, path: str) -> Source:
+def _source(hashes: Sequence[str], read: Callable[[], Volume], path: str, series: str | None = None) -> Source:
     digest = identity.digest_of(hashes)
-    return Source(Scan(identity.name("scan", digest), identity.sealed(digest), read), path)  # type: ignore[arg-type]
+    return Source(Scan(identity.name("scan", digest), identity.sealed(digest), read), path, series or "")
 
 
 def _from_store(path: Path, names: Sequence[str] | None) -> list[Source]:
@@ -109,7 +141,12 @@ def _from_store(path: Path, names: Sequence[str] | None) -> list[Source]:
     for id in ids:
         if id not in store:
             raise UsageError(f"the store has no scan {id!r}", where=path)
-    return [Source(Scan(id, store.sidecar(id).voxels_sha256, partial(store.volume, id)), f"{path}#{id}") for id in ids]
+    found = []
+    for id in ids:
+        sidecar = store.sidecar(id)
+        scan = Scan(id, sidecar.voxels_sha256, FromStore(path.resolve(), id))
+        found.append(Source(scan, f"{path}#{id}", str(sidecar.provenance.get("series", ""))))
+    return found
 
 
 def _from_tree(path: Path, sources: Sources) -> list[Source]:
@@ -129,31 +166,38 @@ def _from_tree(path: Path, sources: Sources) -> list[Source]:
         if kind == "label":
             sources.labels += 1
         else:
-            found.append(_source(item.hashes(), item.read, item.name))
+            found.append(_source(item.hashes(), item.read, item.name, item.series))
     return found
 
 
 def query_in_index(
     folder: Path, index: Index, query: str, model: str | None, weights: str | None, device: str, seed: int
 ) -> tuple[Float[Tensor, "c"], list[str]]:
-    """The query's vector, and the ids that are the query itself: an id of the index, or a scan embedded with `model`."""
-    import json
+    """The query's vector, and the ids that are the query itself: an id of the index, or a scan embedded with `model`.
 
+    In an index of windows or slices an id stands for the mean of its rows.
+    """
+    from ctfoundry.retrieval.embed import ModelOf, read_card
     from ctfoundry.settings import to_data
-    from ctfoundry.zoo import load_encoder
 
-    if query in index.ids:
-        return index.rows[index.ids.index(query)], [query]
+    known = set(index.ids)
+    if query in known:
+        return index.of_id(query).mean(0), [query]
     scan = resolve([query]).one(query)
-    if scan.id in index.ids:
-        return index.rows[index.ids.index(scan.id)], [scan.id]
+    if scan.id in known:
+        return index.of_id(scan.id).mean(0), [scan.id]
     if model is None:
         raise UsageError("the query is not in the index", where=query, do="give --model, the one that made the index")
-    encoder = load_encoder(model, weights=weights, device=device, seed=seed)
-    card = json.loads((folder / "card.json").read_text())
+    encoder = ModelOf(model, weights, device, seed).load()
+    card = read_card(folder)
     if not same_model(card["model"], to_data(encoder.card)):
         raise UsageError(
             f"the index was made by {card['model']['name']!r} with other weights or settings", where=folder
         )
-    name = card["settings"]["vectors"][0]
+    name = index.vector or card["settings"]["vectors"][0]
+    if name not in encoder.vectors:
+        raise UsageError(
+            f"a scan has no vector {name!r} of its own",
+            do="embed it into the index and give its id, or another --vector",
+        )
     return encoder(scan.read(), levels=(), vectors=(name,)).vectors[name].cpu(), [scan.id]
