@@ -1,0 +1,201 @@
+"""Which scans the app knows: those of the index, those given besides, and those sent from the page.
+
+A scan is known by its id alone. Where it lies stands in the index's private file and stays in this process.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctfoundry import identity, io
+from ctfoundry.errors import CTFoundryError, ReadError
+from ctfoundry.io.places import place_of
+from ctfoundry.retrieval.sources import Source, resolve
+from ctfoundry.serve.memory import Memory
+from ctfoundry.serve.picture import Shown, shown, thumbnail
+
+
+class UnknownError(CTFoundryError):
+    """There is nothing of this id."""
+
+
+class GoneError(CTFoundryError):
+    """The scan is known, but its voxels cannot be had."""
+
+
+class FullError(CTFoundryError):
+    """There is no room for another upload."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A scan that the page may ask for; `path` is private and None for uploads."""
+
+    id: str
+    path: str | None
+    indexed: bool
+    source: Source | None = None
+
+    def problem(self) -> str:
+        """Why its voxels cannot be had, "" where they should be there."""
+        if self.path is None:
+            return "its file is not known to this server"
+        return "" if place_of(self.path)[0].exists() else "its file is gone"
+
+
+def private_paths(folder: Path) -> dict[str, str]:
+    """Where the scans of an embeddings folder lie; nothing where the folder came without its private file."""
+    path = folder / identity.PRIVATE
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ReadError("cannot be read", where=path, do="give the scans with --scans") from error
+    return {id: place for id, place in found.items() if isinstance(place, str)} if isinstance(found, dict) else {}
+
+
+class Library:
+    """The scans by id, and their voxels in bounded memory."""
+
+    def __init__(
+        self,
+        indexed: Collection[str],
+        paths: Mapping[str, str],
+        given: Sequence[Source],
+        memory: Memory,
+        *,
+        uploads: int,
+        upload_bytes: int,
+    ) -> None:
+        sources = {source.scan.id: source for source in given}
+        self._entries = {
+            id: Entry(id, sources[id].path if id in sources else paths.get(id), True, sources.get(id)) for id in indexed
+        }
+        for id, source in sources.items():
+            self._entries.setdefault(id, Entry(id, source.path, False, source))
+        self._memory = memory
+        self._uploads: dict[str, Shown] = {}
+        self._most, self._most_bytes = uploads, upload_bytes
+        self._lock = threading.Lock()
+        self._reading = threading.Semaphore(2)  # more at once would only take more memory
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """All ids, uploads first."""
+        with self._lock:
+            return (*self._uploads, *self._entries)
+
+    def is_upload(self, id: str) -> bool:
+        """Whether a scan was sent from the page."""
+        return id in self._uploads
+
+    def is_indexed(self, id: str) -> bool:
+        """Whether the index holds a scan."""
+        return id in self._entries and self._entries[id].indexed
+
+    def describe(self, id: str) -> dict[str, object]:
+        """A line of the list of scans."""
+        if id in self._uploads:
+            return {"id": id, "state": "upload", "problem": "", "indexed": False}
+        problem = self._entry(id).problem()
+        return {
+            "id": id,
+            "state": "unavailable" if problem else "ready",
+            "problem": problem,
+            "indexed": self._entries[id].indexed,
+        }
+
+    def available(self, id: str) -> bool:
+        """Whether the voxels of a scan should be there."""
+        return id in self._uploads or (id in self._entries and not self._entries[id].problem())
+
+    def scan(self, id: str) -> Shown:
+        """A scan with its voxels; raises UnknownError and GoneError."""
+        with self._lock:
+            if id in self._uploads:
+                return self._uploads[id]
+        entry = self._entry(id)
+        return self._memory.once(("scan", id), lambda: self._read(entry))
+
+    def thumb(self, id: str) -> bytes:
+        """A small picture of a scan, PNG."""
+
+        def make() -> tuple[bytes, int]:
+            picture = thumbnail(self.scan(id))
+            return picture, len(picture)
+
+        return self._memory.once(("thumb", id), make)
+
+    def add(self, scan: Shown) -> str:
+        """Take a scan that was sent; raises FullError where there is no room."""
+        with self._lock:
+            used = sum(other.nbytes for other in self._uploads.values())
+            if len(self._uploads) >= self._most or used + scan.nbytes > self._most_bytes:
+                raise FullError("there is no room for another upload", do="remove one that is not needed")
+            id = f"upload-{secrets.token_hex(6)}"
+            self._uploads[id] = scan
+            return id
+
+    def room(self) -> bool:
+        """Whether another upload may come."""
+        return len(self._uploads) < self._most
+
+    def remove(self, id: str) -> None:
+        """Forget an upload and all that was made of it."""
+        with self._lock:
+            if self._uploads.pop(id, None) is None:
+                raise UnknownError("there is no such upload")
+        self._memory.drop(lambda key: id in key)
+
+    def close(self) -> None:
+        """Forget all uploads."""
+        with self._lock:
+            self._uploads.clear()
+
+    def _entry(self, id: str) -> Entry:
+        entry = self._entries.get(id)
+        if entry is None:
+            raise UnknownError("there is no scan of this id", do="go back to the list of scans")
+        return entry
+
+    def _read(self, entry: Entry) -> tuple[Shown, int]:
+        problem = entry.problem()
+        if problem or entry.path is None:
+            raise GoneError(problem, do="start the server with --scans FOLDER, where the file now lies")
+        with self._reading:
+            try:
+                source = entry.source or next((s for s in resolve([entry.path]).scans if s.scan.id == entry.id), None)
+                if source is None:
+                    raise GoneError("its file is another one than when it was embedded", do="embed it again")
+                made = shown(source.scan.read())
+            except GoneError:
+                raise
+            except CTFoundryError as error:
+                raise without_paths(error, entry.path) from None
+            except OSError as error:
+                raise GoneError(f"its file cannot be read ({error.strerror})") from None
+        return made, made.nbytes
+
+
+def without_paths(error: CTFoundryError, path: str) -> CTFoundryError:
+    """The same error for the page, which is not told where a file lies."""
+    place = str(place_of(path)[0])
+    texts = [text.replace(path, "the file").replace(place, "the file") for text in (error.what, error.do or "")]
+    return type(error)(texts[0], do=texts[1] or None)
+
+
+def read_upload(path: Path, cap: int) -> Shown:
+    """The scan in a file that was sent: NIfTI, NRRD, MetaImage, a DICOM slice, or a zip archive with one series.
+
+    Raises what `io.read` raises, without the path of the temporary file.
+    """
+    try:
+        return shown(io.read(path, cap=cap))
+    except CTFoundryError as error:
+        raise without_paths(error, str(path)) from None

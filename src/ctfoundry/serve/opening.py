@@ -1,0 +1,134 @@
+"""From an embeddings folder to a running server."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ctfoundry.encoder import Encoder
+from ctfoundry.errors import UsageError
+from ctfoundry.retrieval.embed import load_index, read_card, same_model
+from ctfoundry.retrieval.search import how_to_look
+from ctfoundry.retrieval.search_confidence import load as load_calibration
+from ctfoundry.retrieval.sources import resolve
+from ctfoundry.serve.library import Library, private_paths
+from ctfoundry.serve.memory import Memory
+from ctfoundry.serve.uploads import STANDARD, Limits
+from ctfoundry.serve.work import Engine
+from ctfoundry.settings import to_data
+
+CONNECTIONS = 256
+"""Most connections at one time; more are told to come later."""
+
+
+def engine(
+    folder: Path,
+    encoder: Encoder,
+    scans: Sequence[str] = (),
+    *,
+    levels: tuple[str, ...] | None = None,
+    calibration: Path | None = None,
+    memory: int = 4 << 30,
+    limits: Limits = STANDARD,
+    say: Callable[[str], None] = lambda _: None,
+) -> Engine:
+    """All that the app works with.
+
+    Parameters
+    ----------
+    folder : embeddings that `encoder` made; raises UsageError when another one did, StoreError when it is none.
+    scans : scans to show besides, or where scans of the index lie now, as `retrieval.sources.resolve` takes them.
+    levels : of the maps that are searched in, finest first (default: as `retrieval.search`).
+    calibration : file that turns evidence into confidence (`search_confidence.place_of`); one of another model is not used.
+    memory : bytes for scans and maps.
+    """
+    card = read_card(folder)
+    if not same_model(card["model"], to_data(encoder.card)):
+        raise UsageError(
+            f"the index was made by {card['model']['name']!r} with other weights or settings, not by {encoder.card.name!r}",
+            where=folder,
+            do="give --model the one that made it",
+        )
+    looking = how_to_look(encoder, method="dense", levels=levels)
+    for name in looking.levels:
+        encoder.level(name)
+    # nothing embedded yet: the page says so, and files can be opened on it
+    index = load_index(folder) if any((folder / "parts").glob("*.safetensors")) else None
+    given = resolve(scans) if scans else None
+    for id, reason in (given.failed if given else {}).items():
+        say(f"left out: {id} ({given.paths[id] if given else ''}): {reason}")
+    kept = Memory(memory)
+    library = Library(
+        dict.fromkeys(index.ids if index is not None else ()),
+        private_paths(folder),
+        given.scans if given else (),
+        kept,
+        uploads=limits.scans,
+        upload_bytes=limits.scan_bytes,
+    )
+    return Engine(
+        encoder,
+        library,
+        index,
+        kept,
+        looking,
+        folder,
+        card["settings"]["vectors"][0],
+        load_calibration(calibration, encoder.card, looking),
+    )
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens; raises UsageError where the address is taken or is none."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {host} port {port} ({error.strerror})", do="give another --port; 0 takes any"
+        ) from error
+
+
+def server(engine: Engine, listener: socket.socket, **options: Any) -> Any:
+    """A uvicorn server for the app (`app.make_app` says the options). It keeps no access log: addresses hold the token, once."""
+    import uvicorn
+
+    from ctfoundry.serve.app import make_app
+
+    config = uvicorn.Config(
+        make_app(engine, port=int(listener.getsockname()[1]), **options),
+        http="h11",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_level="error",
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=2,
+        h11_max_incomplete_event_size=32 << 10,
+    )
+    return uvicorn.Server(config)
+
+
+def run(engine: Engine, listener: socket.socket, **options: Any) -> None:
+    """Serve until the process is told to end."""
+    server(engine, listener, **options).run(sockets=[listener])
+
+
+def reporter(debug: bool) -> Callable[[BaseException], None]:
+    """Tells the terminal of an error that nobody foresaw: where in the code, and its text only with `debug`, since that may name a file."""
+
+    def report(error: BaseException) -> None:
+        if debug:
+            traceback.print_exception(error)
+            return
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(last.filename).name}:{last.lineno}"
+        print(f"error: {type(error).__name__} at {place}; --debug shows more", file=sys.stderr, flush=True)
+
+    return report

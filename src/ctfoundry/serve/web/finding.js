@@ -1,0 +1,173 @@
+// The same place in the other scans, and the most similar scans: requests, cards, and the overlays that belong to them.
+
+import { bytes, get, listen, send } from "/static/api.js";
+import { byId, make, notice, short } from "/static/dom.js";
+import { draw, fitting } from "/static/plane.js";
+import { PLANES, Scan } from "/static/scan.js";
+
+const MOST_CARDS = 60;
+
+export class Finding {
+  /** `jump(id, point)` opens a scan at a point; `heated()` is called when the heat map of the open scan may have come. */
+  constructor({ jump, heated }) {
+    Object.assign(this, { jump, heated, job: null, running: false, query: null, hits: new Map(), heatOn: false, heats: new Map(), open: null });
+    this.seen = new IntersectionObserver((entries) => entries.forEach((entry) => entry.isIntersecting && this.show(entry.target.hit)), { rootMargin: "200px" });
+    new ResizeObserver(() => this.redraw()).observe(byId("hits"));
+  }
+
+  clear() {
+    this.stop();
+    this.seen.disconnect();
+    Object.assign(this, { job: null, query: null });
+    this.hits.clear();
+    this.heats.clear();
+    byId("hits").replaceChildren(make("p", { className: "hint", textContent: "Click a point in a plane: its place is looked for in all other scans." }));
+    byId("state").textContent = "";
+  }
+
+  stop() {
+    if (!this.running) return false;
+    send("DELETE", `/api/jobs/${this.job}`).catch(() => {});
+    return true;
+  }
+
+  /** Look for a point (world mm) of a scan in all others. */
+  async search(scan, point, window) {
+    this.clear();
+    const query = (this.query = { scan: scan.id, point, window });
+    this.busy(true, "Waiting…");
+    try {
+      const { job } = await send("POST", "/api/jobs", { kind: "search", scan: scan.id, point });
+      if (this.query !== query) return void send("DELETE", `/api/jobs/${job}`).catch(() => {});
+      this.job = job;
+      byId("hits").replaceChildren();
+      let missed = 0;
+      const last = await listen(job, (event) => {
+        if (this.query !== query) return;
+        if (event.type === "waiting") this.busy(true, event.ahead ? `Waiting, ${event.ahead} before this one` : "Waiting…");
+        if (event.type === "progress") this.busy(true, `${event.done} of ${event.total} scans`, event.done / event.total);
+        if (event.type === "hit") this.add(event);
+        if (event.type === "missed") { missed += 1; this.add(event); }
+      });
+      if (this.query !== query) return;
+      const count = [...this.hits.values()].filter((hit) => hit.point && hit.scan !== scan.id).length;
+      this.busy(false, last.type === "cancelled" ? `Stopped; found in ${count}` : `${count} scans${missed ? `, ${missed} could not be searched` : ""}`);
+      if (!count && !missed) byId("hits").append(make("p", { className: "hint", textContent: "There is no other scan to search in." }));
+    } catch (error) {
+      if (this.query !== query) return;
+      this.busy(false, "");
+      notice(error.what ?? String(error), error.action);
+    }
+  }
+
+  busy(running, text, share = null) {
+    this.running = running;
+    byId("state").textContent = text;
+    byId("stop").hidden = !running;
+    byId("progress").hidden = !running;
+    if (share === null) byId("progress").removeAttribute("value");
+    else byId("progress").value = share;
+  }
+
+  add(event) {
+    const own = event.scan === this.query.scan;
+    const hit = { ...event, own, job: this.job };
+    if (own && hit.point) hit.point = this.query.point;
+    this.hits.set(event.scan, hit);
+    if (this.hits.size > MOST_CARDS && !own) return;
+    const title = make("strong", { textContent: short(event.scan), title: event.scan });
+    hit.card = make("article", { className: "hit", data: { scan: event.scan } });
+    if (event.type === "missed") {
+      hit.card.classList.add("missed");
+      hit.card.append(make("div", { className: "row" }, title), make("p", { textContent: event.what }));
+      byId("hits").append(hit.card);
+      return;
+    }
+    hit.canvases = Object.fromEntries(Object.keys(PLANES).map((plane) => [plane, make("canvas", { ariaLabel: `${plane} plane of the found place` })]));
+    const bar = make("meter", { min: 0, max: 1, value: Math.max(0, event.similarity), title: "cosine similarity" });
+    const facts = own ? make("span", { className: "tag", textContent: "sought" }) : make("span", { className: "number", textContent: event.similarity.toFixed(3) });
+    const open = make("button", { textContent: own ? "Back to it" : "Open here", onclick: () => this.jump(event.scan, hit.point) });
+    hit.card.append(make("div", { className: "row" }, title, own ? null : bar, facts, make("span", { className: "spring" }), open), make("div", { className: "trio" }, ...Object.values(hit.canvases)));
+    hit.card.hit = hit;
+    hit.card.querySelector(".trio").onclick = () => this.jump(event.scan, hit.point);
+    const before = [...byId("hits").children].find((card) => !own && !card.hit?.own && (!card.hit || card.hit.similarity < event.similarity));
+    if (own) byId("hits").prepend(hit.card);
+    else byId("hits").insertBefore(hit.card, before ?? null);
+    this.seen.observe(hit.card);
+    if (event.scan === this.open) this.heated();
+  }
+
+  /** Load and draw a card that has come into sight. */
+  async show(hit) {
+    if (!hit?.canvases) return;
+    try {
+      hit.volume ??= new Scan(await get(`/api/scans/${hit.scan}`));
+      if (this.heatOn) hit.heat = await this.heat(hit.scan);
+      this.paint(hit);
+    } catch (error) {
+      if (hit.job === this.job) hit.card.querySelector(".trio").replaceChildren(make("p", { textContent: error.what ?? String(error) }));
+    }
+  }
+
+  paint(hit) {
+    if (!hit.volume || !hit.card.isConnected) return;
+    const scan = hit.volume, point = scan.inside(scan.voxel(hit.point));
+    const view = {
+      point, middle: scan.shape.map((n) => (n - 1) / 2), zoom: 1, scale: fitting(scan, hit.canvases), spacing: scan.spacing, small: true, mark: true,
+      window: this.query.window && scan.unit === "HU" ? this.query.window : scan.window, heat: this.heatOn ? hit.heat : null,
+    };
+    for (const [plane, canvas] of Object.entries(hit.canvases)) draw(canvas, plane, scan, view, () => this.paint(hit));
+  }
+
+  redraw() {
+    for (const hit of this.hits.values()) if (hit.canvases) this.paint(hit);
+  }
+
+  /** The heat map over a scan of the present search; null where there is none. */
+  async heat(id) {
+    const hit = this.hits.get(id);
+    if (!hit?.point) return null;
+    const key = `${hit.job}/${id}`;
+    if (!this.heats.has(key)) {
+      this.heats.set(key, bytes(`/api/jobs/${hit.job}/heat/${id}`).then(({ data, shape }) => ({ key, shape, data: new Uint8Array(data) })));
+      this.heats.get(key).catch(() => this.heats.delete(key));
+    }
+    return this.heats.get(key);
+  }
+
+  heating(on) {
+    this.heatOn = on;
+    for (const hit of this.hits.values()) {
+      const box = hit.card?.getBoundingClientRect();
+      if (box && box.top < window.innerHeight + 200) this.show(hit);
+    }
+  }
+
+  /** The most similar scans. */
+  async similar(id) {
+    const box = byId("neighbours");
+    box.replaceChildren(make("p", { className: "hint", textContent: "…" }));
+    try {
+      let found = await send("POST", `/api/scans/${id}/similar?k=8`);
+      if (found.job) {
+        box.replaceChildren(make("p", { className: "hint", textContent: "Embedding this scan…" }));
+        await listen(found.job, (event) => { if (event.type === "neighbours") found = event; });
+      }
+      if (this.open !== id) return;
+      box.replaceChildren(...(found.neighbours ?? []).map((n) => make("button", { className: "neighbour", title: n.id, onclick: () => this.jump(n.id) },
+        picture(n.id), make("span", {}, make("strong", { textContent: short(n.id) }), make("meter", { min: 0, max: 1, value: Math.max(0, n.similarity) }), make("span", { className: "number", textContent: n.similarity.toFixed(3) })))));
+      if (!box.children.length) box.append(make("p", { className: "hint", textContent: "The index holds no other scan." }));
+    } catch (error) {
+      if (this.open === id) box.replaceChildren(make("p", { className: "hint", textContent: `${error.what ?? error}` }));
+    }
+  }
+}
+
+/** The small picture of a scan, or a plain field where it cannot be had. */
+export function picture(id) {
+  const image = make("img", { src: `/api/scans/${id}/thumb`, alt: "", loading: "lazy" });
+  const frame = make("span", { className: "picture busy" }, image);
+  image.onload = () => frame.classList.remove("busy");
+  image.onerror = () => { frame.className = "picture none"; image.remove(); frame.textContent = "no picture"; };
+  return frame;
+}

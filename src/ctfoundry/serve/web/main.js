@@ -1,0 +1,254 @@
+// The page: which view is open, what the address says of it, keys, theme, files.
+
+import { bytes, get, listen, send, upload } from "/static/api.js";
+import { byId, make, notice, short } from "/static/dom.js";
+import { Finding } from "/static/finding.js";
+import { list } from "/static/gallery.js";
+import { Scan } from "/static/scan.js";
+import { Viewer } from "/static/viewer.js";
+
+if (new URLSearchParams(location.search).has("token")) history.replaceState(null, "", "/" + location.hash); // the cookie has it now
+
+const viewer = new Viewer({ clicked, changed: () => { clearTimeout(noting); noting = setTimeout(note, 200); } });
+const finding = new Finding({ jump, heated: () => overlays() });
+let noting = 0, opening = 0;
+viewer.broke = (error) => notice(error.what ?? String(error), error.action, 12);
+
+// The address: #scan=ID&at=x,y,z&window=c,w&show=heat,colours&from=ID,x,y,z ------------------------------------------
+
+const numbers = (text, count) => {
+  const found = (text ?? "").split(",").map(Number);
+  return text && found.length === count && found.every(Number.isFinite) ? found : null;
+};
+
+function state() {
+  const given = new URLSearchParams(location.hash.slice(1)), from = (given.get("from") ?? "").split(",");
+  const window = numbers(given.get("window"), 2);
+  return {
+    scan: given.get("scan"), at: numbers(given.get("at"), 3), window: window && window[1] > 0 ? window : null,
+    show: (given.get("show") ?? "").split(","),
+    from: from.length === 4 && numbers(from.slice(1).join(","), 3) ? { scan: from[0], point: from.slice(1).map(Number) } : null,
+  };
+}
+
+function address() {
+  const text = (values) => values.map((v) => +v.toFixed(1)).join(",");
+  const parts = [`scan=${encodeURIComponent(viewer.scan.id)}`, `at=${text(viewer.point)}`];
+  const w = viewer.view.window;
+  if (w[0] !== viewer.scan.window[0] || w[1] !== viewer.scan.window[1]) parts.push(`window=${text(w)}`);
+  const shown = ["heat", "colours"].filter((name) => byId(name).checked);
+  if (shown.length) parts.push(`show=${shown}`);
+  if (finding.query) parts.push(`from=${encodeURIComponent(finding.query.scan)},${text(finding.query.point)}`);
+  return "#" + parts.join("&");
+}
+
+const note = () => { if (viewer.scan) history.replaceState(null, "", address()); };
+
+async function route() {
+  clearTimeout(noting);
+  const wanted = state();
+  if (!wanted.scan) return showGallery();
+  for (const name of ["heat", "colours"]) byId(name).checked = wanted.show.includes(name);
+  finding.heatOn = byId("heat").checked;
+  await open(wanted.scan, { point: wanted.at, window: wanted.window });
+  if (wanted.from && viewer.scan && !same(wanted.from)) {
+    const source = wanted.from.scan === viewer.scan.id ? viewer.scan : { id: wanted.from.scan };
+    finding.search(source, wanted.from.point, viewer.view.window);
+  }
+  return undefined;
+}
+
+const same = (from) => finding.query?.scan === from.scan && from.point.every((v, i) => Math.abs(v - finding.query.point[i]) < 0.06);
+
+// Views ----------------------------------------------------------------------------------------------------------------
+
+function showGallery() {
+  opening += 1;
+  viewer.close();
+  finding.clear();
+  byId("viewer").hidden = true;
+  byId("gallery").hidden = false;
+  byId("crumb").textContent = "";
+  document.title = "ctfoundry";
+  return list(choose);
+}
+
+const choose = (id) => { location.hash = `#scan=${encodeURIComponent(id)}`; };
+
+async function open(id, { point, window } = {}) {
+  const mine = (opening += 1);
+  byId("gallery").hidden = true;
+  byId("viewer").hidden = false;
+  byId("crumb").textContent = short(id);
+  byId("crumb").title = id;
+  document.title = `${short(id)} · ctfoundry`;
+  byId("planes").classList.add("opening");
+  finding.open = id;
+  if (!finding.query) finding.clear();
+  try {
+    const scan = viewer.scan?.id === id ? viewer.scan : new Scan(await get(`/api/scans/${encodeURIComponent(id)}`));
+    if (mine !== opening) return;
+    viewer.open(scan, { point, window });
+    if (scan.oblique > 1) notice(`the slices of this scan are tilted by ${scan.oblique}°`, "the letters name the nearest directions", 8);
+    finding.similar(id);
+    overlays();
+  } catch (error) {
+    if (mine !== opening) return;
+    notice(error.what ?? String(error), error.action);
+    viewer.close();
+    showGallery();
+    history.replaceState(null, "", "/");
+  } finally {
+    if (mine === opening) byId("planes").classList.remove("opening");
+  }
+}
+
+/** Open another scan, at a point where one is given, with the search and the window kept. */
+function jump(id, point) {
+  clearTimeout(noting);
+  if (viewer.scan) note();
+  const parts = new URLSearchParams(location.hash.slice(1));
+  const kept = ["window", "show", ...(point ? ["from"] : [])].filter((key) => parts.has(key)).map((key) => `${key}=${parts.get(key)}`);
+  if (!point) finding.clear();
+  location.hash = "#" + [`scan=${encodeURIComponent(id)}`, ...(point ? [`at=${point.map((v) => +v.toFixed(1))}`] : []), ...kept].join("&");
+  byId("planes").scrollIntoView({ block: "nearest" });
+}
+
+function clicked(point) {
+  if (byId("onclick").checked) finding.search(viewer.scan, point, viewer.view.window).then(overlays);
+}
+
+function find() {
+  if (viewer.scan) finding.search(viewer.scan, viewer.point, viewer.view.window).then(overlays);
+}
+
+// Overlays -------------------------------------------------------------------------------------------------------------
+
+const coloured = new Map();
+
+async function overlays() {
+  const scan = viewer.scan;
+  if (!scan) return;
+  try {
+    const heat = byId("heat").checked ? await finding.heat(scan.id) : null;
+    if (viewer.scan === scan) viewer.change({ heat: byId("heat").checked ? heat : null });
+    if (byId("colours").checked && !coloured.has(scan.id)) {
+      coloured.set(scan.id, colours(scan.id));
+      coloured.get(scan.id).catch(() => coloured.delete(scan.id)).finally(() => working(""));
+      if (coloured.size > 6) coloured.delete(coloured.keys().next().value);
+    }
+    const made = byId("colours").checked ? await coloured.get(scan.id) : null;
+    if (viewer.scan === scan) viewer.change({ colours: byId("colours").checked ? made : null });
+  } catch (error) {
+    if (viewer.scan === scan) notice(error.what ?? String(error), error.action, 12);
+  }
+}
+
+async function colours(id) {
+  working("Colouring…");
+  const { job } = await send("POST", "/api/jobs", { kind: "colours", scan: id });
+  await listen(job, (event) => {
+    if (event.type === "waiting") working(event.ahead ? `Colouring, ${event.ahead} before it` : "Colouring…");
+    if (event.type === "progress") working(`Colouring, ${event.done} of ${event.total}`);
+  });
+  const { data, shape } = await bytes(`/api/scans/${id}/colours`);
+  return { key: `colours/${id}`, shape, words: new Uint32Array(data) };
+}
+
+function working(text) {
+  byId("work").textContent = text;
+  byId("work").hidden = !text;
+}
+
+// Files ----------------------------------------------------------------------------------------------------------------
+
+let sending = false;
+
+async function take(file) {
+  if (!file || sending) return;
+  if (file.size > limit) return void notice(`the file is larger than the ${Math.round(limit / 2 ** 20)} MiB that this server takes`);
+  sending = true;
+  byId("upload").disabled = true;
+  try {
+    const { id } = await upload(file, (share) => working(share < 1 ? `Sending, ${Math.round(share * 100)} %` : "Reading the file…"));
+    choose(id);
+  } catch (error) {
+    notice(error.what, error.action);
+  } finally {
+    sending = false;
+    byId("upload").disabled = false;
+    working("");
+  }
+}
+
+let limit = Infinity;
+byId("upload").onclick = () => byId("file").click();
+byId("file").onchange = () => { take(byId("file").files[0]); byId("file").value = ""; };
+addEventListener("dragover", (event) => {
+  if (!event.dataTransfer.types.includes("Files")) return;
+  event.preventDefault();
+  byId("drop").hidden = false;
+});
+addEventListener("dragleave", (event) => { if (!event.relatedTarget) byId("drop").hidden = true; });
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  byId("drop").hidden = true;
+  take(event.dataTransfer.files[0]);
+});
+
+// Keys, theme ------------------------------------------------------------------------------------------------------------
+
+const THEMES = { auto: ["light", "◐", "as the system"], light: ["dark", "☀", "light"], dark: ["auto", "☾", "dark"] };
+
+function theme(name) {
+  const known = THEMES[name] ? name : "auto";
+  document.documentElement.dataset.theme = known;
+  byId("theme").textContent = THEMES[known][1];
+  byId("theme").title = `Theme: ${THEMES[known][2]} (T)`;
+  try { localStorage.setItem("theme", known); } catch { /* private windows keep nothing */ }
+}
+const nextTheme = () => theme(THEMES[document.documentElement.dataset.theme][0]);
+let remembered = "auto";
+try { remembered = localStorage.getItem("theme") ?? "auto"; } catch { /* as above */ }
+theme(remembered);
+byId("theme").onclick = nextTheme;
+
+const flip = (id) => { byId(id).checked = !byId(id).checked; byId(id).onchange?.(); };
+byId("heat").onchange = () => { finding.heating(byId("heat").checked); overlays(); note(); };
+byId("colours").onchange = () => { overlays(); note(); };
+byId("help").onclick = () => byId("keys").showModal();
+byId("find").onclick = find;
+byId("stop").onclick = () => finding.stop();
+byId("home").onclick = (event) => { event.preventDefault(); location.hash = ""; };
+
+const KEYS = {
+  ArrowUp: () => viewer.step(viewer.active === "coronal" ? -1 : 1), ArrowDown: () => viewer.step(viewer.active === "coronal" ? 1 : -1),
+  PageUp: () => viewer.step(viewer.active === "coronal" ? -10 : 10), PageDown: () => viewer.step(viewer.active === "coronal" ? 10 : -10),
+  ArrowLeft: () => viewer.choose(-1), ArrowRight: () => viewer.choose(1),
+  1: () => viewer.preset(0), 2: () => viewer.preset(1), 3: () => viewer.preset(2), 4: () => viewer.preset(3), 5: () => viewer.preset(4),
+  Enter: find, f: find, h: () => flip("heat"), c: () => flip("colours"), x: () => viewer.change({ cross: !viewer.view.cross }),
+  r: () => viewer.reset(), "+": () => viewer.zoom(1.25), "=": () => viewer.zoom(1.25), "-": () => viewer.zoom(0.8),
+  Escape: () => { if (!finding.stop()) location.hash = ""; },
+};
+addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || byId("keys").open) return;
+  if (event.key === "?") return void byId("keys").showModal();
+  if (event.key.toLowerCase() === "t") return void nextTheme();
+  const on = document.activeElement, act = KEYS[event.key] ?? KEYS[event.key.toLowerCase()];
+  if (!act || !viewer.scan || (event.key === "Enter" && on?.matches("button, input"))) return;
+  event.preventDefault();
+  act();
+});
+
+addEventListener("hashchange", route);
+try {
+  const about = await get("/api/state");
+  limit = about.upload_bytes;
+  byId("model").replaceChildren(make("span", { textContent: about.model.name }));
+  byId("model").title = `levels searched in: ${about.model.levels.join(", ")}`;
+  if (about.model.weights === "random") byId("model").append(make("span", { className: "tag warn", textContent: "random weights" }));
+  await route();
+} catch (error) {
+  notice(error.what ?? String(error), error.action);
+}
+document.documentElement.dataset.ready = "yes";
