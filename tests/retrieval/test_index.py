@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -64,7 +66,7 @@ def test_no_neighbour_is_lost(kind, asked):
             np.testing.assert_allclose(scores, expected[order], atol=1e-14, rtol=0)
             np.testing.assert_allclose(expected[rows], expected[order], atol=1e-14, rtol=0)
             assert (np.diff(scores) <= 0).all()
-            for a, b in zip(rows[:-1], rows[1:], strict=True):
+            for a, b in itertools.pairwise(rows):
                 assert a < b or (vectors[a] != vectors[b]).any(), "equal rows keep their order"
 
 

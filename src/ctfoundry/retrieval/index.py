@@ -123,7 +123,7 @@ class Index:
             found: dict[str, Neighbour] = {}
             for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
                 if self.ids[row] not in found:
-                    found[self.ids[row]] = self._neighbour(row, score)
+                    found[self.ids[row]] = self.neighbour(row, score)
             if len(found) >= count or len(rows) < wanted or len(rows) == len(self):
                 return list(found.values())[:k]
             wanted *= 4  # several rows of one scan
@@ -267,7 +267,8 @@ class Index:
             table.setdefault(id, []).append(row)
         return table
 
-    def _neighbour(self, row: int, score: float) -> Neighbour:
+    def neighbour(self, row: int, score: float) -> Neighbour:
+        """A row as an answer."""
         about = self.matrix.rows[int(self._places(np.array([row]))[0])]
         x, y, z = about["centre"].tolist()
         box = about["box"].tolist()

@@ -223,16 +223,24 @@ def locked(out: Path, name: str, *, shared: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """Writers share this; unfinished files that killed ones left go when nobody else is at work."""
+def writing(out: Path, *, alone: bool = False) -> Iterator[None]:
+    """Writers share this; unfinished files that killed ones left go when nobody else is at work.
+
+    With `alone` no other writer may be, else StoreError is raised.
+    """
     handle = os.open(out / ".parts.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        with contextlib.suppress(BlockingIOError):
+        try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if alone:
+                raise StoreError("somebody is writing to it", where=out, do="try again later") from None
+        else:
             files.sweep(out / "parts")
             if (out / "grids").is_dir():
                 files.sweep(out / "grids")
-        fcntl.flock(handle, fcntl.LOCK_SH)
+        if not alone:
+            fcntl.flock(handle, fcntl.LOCK_SH)
         yield
     finally:
         os.close(handle)

@@ -1,0 +1,246 @@
+"""Folders of embeddings as a whole: take scans out, put folders together, write tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ctfoundry import files, identity
+from ctfoundry.errors import StoreError, UsageError
+from ctfoundry.retrieval import parts
+from ctfoundry.retrieval.embed import check_same, read_card, vector_names
+from ctfoundry.retrieval.parts import Row
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+EXPORTS = ("npy", "parquet", "csv")
+
+
+def remove(out: Path, ids: Collection[str]) -> list[str]:
+    """Take scans out of a folder: from now on they are not found. Their vectors stay in the parts' files until `compact`.
+
+    Returns those that were there. Raises StoreError for an id that is not, and then takes none out.
+    """
+    read_card(out)
+    there = parts.catalogue(out).scans()
+    unknown = sorted(set(ids) - set(there))
+    if unknown:
+        raise StoreError(f"holds no scan {', '.join(unknown[:5])}", where=out)
+    if ids:
+        with parts.writing(out):
+            parts.take_out(out, ids)
+        for id in ids:
+            (out / "grids" / f"{id}.safetensors").unlink(missing_ok=True)
+        parts.write_index(out)
+    return sorted(set(ids))
+
+
+def compact(out: Path) -> int:
+    """Rewrite the parts so that only what counts is left, for good; returns how many bytes that freed.
+
+    Killed, it loses nothing, and goes on when it is run again. Raises StoreError while somebody else is writing.
+    """
+    read_card(out)
+    before = sum(parts.names(out).values())
+    with parts.writing(out, alone=True):
+        old = list(parts.names(out))
+        for name, rows, vectors in _living(out):
+            if len(rows) < len(parts.header(out, name).rows()):
+                parts.write(out, rows, vectors)
+        known = parts.catalogue(out)
+        for name in old:
+            head = parts.header(out, name)
+            if not any(known.counts(id, digest, name) for id, digest in head.scans):
+                (out / "parts" / name).unlink()
+    parts.write_index(out)
+    return before - sum(parts.names(out).values())
+
+
+def merge(out: Path, sources: Sequence[Path]) -> dict[str, int]:
+    """Put the scans of other folders into `out`, made when it is missing; returns how many came from each.
+
+    A scan that is there with the same content is left alone, so a merge that was killed can be run again. Raises StoreError for
+    folders of another model or other settings, before anything is written.
+    """
+    if not sources:
+        raise UsageError("nothing to merge")
+    first = out if (out / "card.json").is_file() else sources[0]
+    for source in sources:
+        check_same(first, source)
+    out.mkdir(parents=True, exist_ok=True)
+    files.create_once(out / "card.json", (first / "card.json").read_bytes())
+    check_same(out, first)  # somebody else may have made it meanwhile
+    (out / "parts").mkdir(exist_ok=True)
+    counts = {}
+    with parts.writing(out):
+        there = parts.catalogue(out).scans()
+        for source in sources:
+            came: dict[str, str] = {}
+            for _, rows, vectors in _living(source):
+                fresh = [i for i, row in enumerate(rows) if there.get(row.id) != row.digest]
+                for id in dict.fromkeys(rows[i].id for i in fresh):
+                    _copy_grid(source, out, id)
+                if fresh:
+                    parts.write(out, [rows[i] for i in fresh], vectors[fresh])
+                    came |= {rows[i].id: rows[i].digest for i in fresh}
+            there |= came
+            counts[str(source)] = len(came)
+            identity.write_private(out, {id: path for id, path in _paths(source).items() if id in came})
+    parts.write_index(out)
+    return counts
+
+
+def _living(out: Path) -> Iterator[tuple[str, list[Row], Float[np.ndarray, "n c"]]]:
+    """Part by part the rows that count, and their vectors."""
+    known = parts.catalogue(out)
+    for name in parts.names(out):
+        head = parts.header(out, name)
+        if not any(known.counts(id, digest, name) for id, digest in head.scans):
+            continue
+        places, rows = [], []
+        for place, row in enumerate(head.rows()):
+            if known.counts(row["id"], row["digest"], name):
+                places.append(place)
+                centre, box = row["centre"], row["box"]
+                rows.append(Row(row["id"], row["digest"], row["vector"], centre and tuple(centre), box and tuple(box)))
+        yield name, rows, parts.vectors(out, name)[places]
+
+
+def _copy_grid(source: Path, out: Path, id: str) -> None:
+    grid = source / "grids" / f"{id}.safetensors"
+    if grid.is_file():
+        with files.whole(out / "grids" / grid.name) as part:
+            shutil.copyfile(grid, part)
+
+
+def _paths(out: Path) -> Mapping[str, str]:
+    place = out / identity.PRIVATE
+    return json.loads(place.read_text()) if place.is_file() else {}
+
+
+def export(out: Path, kind: str, *, names: bool = False) -> list[Path]:
+    """Tables that join to clinical ones by ``id``: ``OUT/tables/VECTOR.csv`` (or .parquet, or .npy with .csv of its rows).
+
+    Columns: id, for windows and slices x, y, z (centre, mm) and box0 .. box5, then f0, f1 ... `names` adds the file's own name
+    from ``private.json``; such a table is for its owner's eyes (mode 0600, ``private-`` before its name).
+    """
+    if kind not in EXPORTS:
+        raise UsageError(f"tables are {', '.join(EXPORTS)}, not {kind!r}", where="--export")
+    own = {id: Path(path.partition("#")[0]).name for id, path in _paths(out).items()} if names else None
+    written = []
+    for vector in vector_names(out):
+        stem = ("private-" if names else "") + "".join(c if c.isalnum() or c in "-_" else "_" for c in vector)
+        target = out / "tables" / f"{stem}.{kind}"
+        place = target.with_suffix(".csv")
+        with files.whole(place, mode=0o600 if names else 0o644) as part:
+            found = _write_csv(out, vector, part, own, numbers=kind != "npy")
+        if kind == "npy":
+            with files.whole(target) as part, open(part, "wb") as stream:
+                np.save(stream, np.concatenate(found) if found else np.zeros((0, 0), np.float32), allow_pickle=False)
+        elif kind == "parquet":
+            _to_parquet(place, target, 0o600 if names else 0o644)
+            place.unlink()
+        written.append(target)
+    return written
+
+
+def _write_csv(
+    out: Path, vector: str, place: Path, own: Mapping[str, str] | None, *, numbers: bool
+) -> list[Float[np.ndarray, "n c"]]:
+    """One line a row; the vectors too where `numbers`, else they are returned."""
+    found = []
+    with open(place, "w", newline="") as stream:
+        table = csv.writer(stream)
+        head = False
+        for _, rows, vectors in _living(out):
+            chosen = [i for i, row in enumerate(rows) if row.vector == vector]
+            if not chosen:
+                continue
+            placed = rows[chosen[0]].box is not None
+            if not head:
+                columns = ["id", *(["name"] if own is not None else [])]
+                columns += ["x", "y", "z", *(f"box{i}" for i in range(6))] if placed else []
+                columns += [f"f{i}" for i in range(vectors.shape[1])] if numbers else []
+                table.writerow(columns)
+                head = True
+            for i in chosen:
+                row = rows[i]
+                line: list[Any] = [row.id, *([own.get(row.id, "")] if own is not None else [])]
+                line += [*(row.centre or ("", "", "")), *(row.box or ())] if placed else []
+                # the shortest digits that give the same float32 again
+                line += [str(value) for value in vectors[i]] if numbers else []
+                table.writerow(line)
+            if not numbers:
+                found.append(vectors[chosen])
+        if not head:
+            table.writerow(["id"])
+    return found
+
+
+def _to_parquet(place: Path, target: Path, mode: int) -> None:
+    import duckdb
+
+    with duckdb.connect() as base, files.whole(target, mode=mode) as part:
+        columns = [row[0] for row in base.execute("DESCRIBE SELECT * FROM read_csv($1)", [str(place)]).fetchall()]
+        kinds = {c: "FLOAT" for c in columns if c[0] == "f" and c[1:].isdigit()}
+        kinds |= dict.fromkeys(("x", "y", "z"), "DOUBLE") | dict.fromkeys((f"box{i}" for i in range(6)), "INTEGER")
+        kinds |= dict.fromkeys(("id", "name"), "VARCHAR")
+        typed = ", ".join(f"'{c}': '{kinds[c]}'" for c in columns)
+        source, goal = (str(p).replace("'", "''") for p in (place, part))
+        base.execute(
+            f"COPY (SELECT * FROM read_csv('{source}', header = true, columns = {{{typed}}})) TO '{goal}' (FORMAT parquet)"
+        )
+
+
+def challenge_layout(out: Path, *, names: bool = False) -> list[Path]:
+    """``OUT/cvpr26/CASE.h5`` as the evaluation scripts of "CVPR 2026: Foundation Models for 3D Computed Tomography" read them.
+
+    One file a case with the dataset ``y_hat``: the default vector (c,) for task 1 (linear probing); where grids were written,
+    the map (c, d, h, w) for task 2 (embedding aggregation), in ``OUT/cvpr26-maps``. CASE is the scan's id, or with `names`
+    the name of its file without suffix, which is what the challenge's label tables call it.
+
+    Source: github.com/kmin940/CVPR26-3DCTFMCompetition, README.md, run_LP.py and run_EAO.py (FeaturesDataset).
+    """
+    try:
+        import h5py  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    except ImportError as error:
+        raise UsageError("--layout cvpr26 writes HDF5", do="pip install h5py") from error
+    own = _paths(out) if names else {}
+    cases: dict[str, str] = {}
+    written: list[Path] = []
+    default = vector_names(out)[0]
+    for _, rows, vectors in _living(out):
+        for row, vector in zip(rows, vectors, strict=True):
+            if row.vector != default:
+                continue
+            case = _case(own[row.id]) if row.id in own else row.id
+            if cases.setdefault(case, row.id) != row.id:
+                raise UsageError(f"two scans are called {case!r}", where=out, do="leave out --names")
+            written.append(_write_h5(h5py, out / "cvpr26" / f"{case}.h5", vector))
+            grid = out / "grids" / f"{row.id}.safetensors"
+            if grid.is_file():
+                from safetensors.numpy import load_file
+
+                written.append(_write_h5(h5py, out / "cvpr26-maps" / f"{case}.h5", load_file(grid)["features"]))
+    return written
+
+
+def _write_h5(h5py: Any, place: Path, data: np.ndarray) -> Path:
+    with files.whole(place) as part, h5py.File(part, "w") as file:
+        file.create_dataset("y_hat", data=np.asarray(data, np.float32))
+    return place
+
+
+def _case(path: str) -> str:
+    name = Path(path.partition("#")[0]).name
+    for suffix in (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd"):
+        name = name.removesuffix(suffix)
+    return name.replace(os.sep, "_") or "scan"
