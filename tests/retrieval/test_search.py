@@ -8,7 +8,7 @@ import torch
 
 import worlds
 from ctfoundry.errors import UsageError
-from ctfoundry.retrieval.search import dense_map, find, match, query_vector, window_at
+from ctfoundry.retrieval.search import dense_map, find, query_vector, window_at
 
 LEVELS = ("stage1", "stage2")
 
@@ -48,12 +48,16 @@ def test_levels_count_equally():
 def test_match_is_the_literal_cosine():
     encoder, volume = worlds.tiny(), worlds.body()
     grid = dense_map(encoder, volume, LEVELS)
-    query = query_vector(grid, grid.world([2, 5, 6]))
-    hit = match(query, dense_map(encoder, worlds.body(1), LEVELS))
+    point = grid.world([2, 5, 6])
+    query = query_vector(grid, point)
+    hit = find(encoder, worlds.body(), point, worlds.body(1), levels=LEVELS, whiten=False)
     rows, centres = dense_map(encoder, worlds.body(1), LEVELS).cells()
     cosine = [float(r.double() @ query.double() / r.double().norm() / query.double().norm()) for r in rows]
     assert hit.similarity == pytest.approx(max(cosine), abs=1e-5)
-    np.testing.assert_allclose(hit.point, centres[int(np.argmax(cosine))])
+    # the answer may lie up to half a cell from its centre
+    cell = dense_map(encoder, worlds.body(1), LEVELS).cell(hit.point)
+    best = dense_map(encoder, worlds.body(1), LEVELS).cell(centres[int(np.argmax(cosine))])
+    assert np.abs(cell - best).max() <= 0.5
 
 
 def test_windows_find_the_window_the_point_is_the_centre_of():

@@ -8,9 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from ctfoundry.cli.common import Device, Seed, finish, print_table, say, show, verb
+from ctfoundry.cli.evaluate import evaluate_app
 
 Model = Annotated[str, typer.Option(help="name of the zoo, run folder or .safetensors")]
 Weights = Annotated[str | None, typer.Option(help="for a name of the zoo: a .safetensors file, or 'random'")]
+Method = Annotated[str, typer.Option(help="dense (one pass a scan) or windows (each window alone)")]
+Window = Annotated[str, typer.Option(help="for windows: DxHxW in prepared voxels")]
+Overlap = Annotated[float, typer.Option(help="for windows: share by which they overlap")]
+Levels = Annotated[str | None, typer.Option(help="for dense: levels, finest first, such as stage3,stage4")]
+Shifts = Annotated[str, typer.Option(help="for dense: passes along each axis, DxHxW: a finer grid")]
+Plain = Annotated[bool, typer.Option("--plain", help="features as they are, not whitened by the query's scan")]
 Scans = Annotated[
     list[str], typer.Argument(help="files, DICOM folders, FOLDER#SeriesInstanceUID, STORE#ID, or folders of scans")
 ]
@@ -19,60 +26,203 @@ Scans = Annotated[
 @verb()
 def search(
     query: Annotated[str, typer.Option(help="the scan that holds the point")],
-    point: Annotated[str, typer.Option(help="x,y,z in world millimetres, RAS+")],
     target: Annotated[list[str], typer.Option(help="scans to search; may be repeated")],
     model: Model,
+    point: Annotated[str | None, typer.Option(help="x,y,z in world millimetres, RAS+")] = None,
+    box: Annotated[str | None, typer.Option(help="x,y,z,x,y,z: two opposite corners, in place of a point")] = None,
     weights: Weights = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="folder for heat maps (NIfTI)")] = None,
-    method: Annotated[str, typer.Option(help="dense (one pass a scan) or windows (each window alone)")] = "dense",
-    window: Annotated[str, typer.Option(help="for windows: DxHxW in prepared voxels")] = "16x64x64",
-    overlap: Annotated[float, typer.Option(help="for windows: share by which they overlap")] = 0.625,
-    levels: Annotated[str | None, typer.Option(help="for dense: levels, finest first, such as stage3,stage4")] = None,
+    places: Annotated[int, typer.Option(help="how many places in each target", min=1)] = 1,
+    method: Method = "dense",
+    window: Window = "16x64x64",
+    overlap: Overlap = 0.625,
+    levels: Levels = None,
+    shifts: Shifts = "1x1x1",
+    plain: Plain = False,
+    within: Annotated[
+        str | None, typer.Option(help="for dense: DxHxW voxels a pass, for scans too large for one pass")
+    ] = None,
+    index: Annotated[Path | None, typer.Option(help="folder of embed --grids: its maps in place of passes")] = None,
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
-    """The same place in other scans: best point, similarity, and a heat map for each target."""
+    """The same place in other scans: best places, similarity, confidence, and a heat map for each target."""
     from ctfoundry import io, zoo
-    from ctfoundry.errors import CTFoundryError
+    from ctfoundry.errors import CTFoundryError, UsageError
+    from ctfoundry.infer.passes import Extent
     from ctfoundry.record import Record
-    from ctfoundry.retrieval.search import seek
+    from ctfoundry.retrieval import search_confidence
+    from ctfoundry.retrieval.search import Seen, how_to_look
+    from ctfoundry.retrieval.search_maps import grid_looking, grid_scene
     from ctfoundry.retrieval.sources import resolve
 
+    if (point is None) is (box is None):
+        raise UsageError("a search starts from a --point or a --box")
     encoder = zoo.load_encoder(model, weights=weights, device=device, seed=seed)
+    started = ["--point", point] if box is None else ["--box", box]
     record = Record(
-        ["search", "--model", encoder.card.name, "--point", point, "--method", method],
+        ["search", "--model", encoder.card.name, *(str(v) for v in started), "--method", method],
         {"seed": seed},
         str(encoder.device),
     )
-    place = _point(point)
+    place = None if point is None else _numbers(point, 3)
+    corners = None if box is None else _numbers(box, 6)
+    if index is None:
+        looking = how_to_look(
+            encoder,
+            method=method,
+            window=triple(window),
+            levels=levels.split(",") if levels else None,
+            overlap=overlap,
+            shifts=triple(shifts),
+            whiten=not plain,
+            extent=Extent("windows", triple(within), 0.25) if within else None,
+        )
+    elif method == "dense" and levels is None and shifts == "1x1x1" and within is None:
+        looking = grid_looking(index, encoder, whiten=not plain)
+    else:
+        raise UsageError("--index takes its maps as they are", do="leave --method, --levels, --shifts and --within out")
     source = resolve([query]).one(query)
     targets = resolve(target)
-    names = tuple(levels.split(",")) if levels else None
-    sought = seek(encoder, source.read(), place, method=method, window=triple(window), overlap=overlap, levels=names)
+    calibration = search_confidence.load(search_confidence.place_of(model), encoder.card, looking)
+    if calibration is None:
+        say("uncalibrated: similarity is no probability (`ctfoundry evaluate search --calibrate` makes it one)")
+    seen = Seen.of(
+        encoder,
+        source.read(),
+        looking,
+        seen=None if index is None else grid_scene(index, source.id, encoder),
+        calibration=calibration,
+    )
+    sought = seen.query(place, None if corners is None else (corners[:3], corners[3:]))
     record.inputs = {scan.id: scan.digest for scan in (source, *(found.scan for found in targets.scans))}
     hits: list[dict[str, Any]] = []
+    written: list[str] = []
     failed = dict(targets.failed)
-    for found in targets.scans:
+    for number, found in enumerate(targets.scans, 1):
         try:
-            hit = sought.find(found.scan.read())
+            if index is None:
+                hit = sought.find(found.scan.read(), places=places, heatmap=out is not None)
+            else:
+                there = grid_scene(index, found.scan.id, encoder)
+                hit = sought.find_in(there, places=places, grid=found.scan.read().grid if out is not None else None)
         except CTFoundryError as error:
             failed[found.scan.id] = error.what
             continue
-        hits.append({"target": found.scan.id, "point": list(hit.point), "similarity": hit.similarity})
+        hits.append(
+            {
+                "target": found.scan.id,
+                "point": list(hit.point),
+                "similarity": hit.similarity,
+                "confidence": hit.confidence,
+                "present": hit.present,
+                "places": [{"point": list(p.point), "similarity": p.similarity} for p in hit.places],
+            }
+        )
         if out is not None and hit.heatmap is not None:
-            io.write(hit.heatmap, out / f"{found.scan.id}.nii.gz")
-        say(f"searched {found.scan.id}")
+            written.append(f"{found.scan.id}.nii.gz")
+            io.write(hit.heatmap, out / written[-1])
+        say(f"searched {number} of {len(targets.scans)}: {found.scan.id}")
     if out is not None:
-        record.results = {"hits": hits}
-        record.write(out, [f"{h['target']}.nii.gz" for h in hits])
+        record.results = {"hits": hits, "calibrated": calibration is not None}
+        record.write(out, written)
     show(
-        {"hits": hits, "failed": failed},
-        lambda: print_table(
-            ("target", "x", "y", "z", "similarity"),
-            [(h["target"], *(f"{v:.1f}" for v in h["point"]), h["similarity"]) for h in hits],
-        ),
+        {"hits": hits, "failed": failed, "calibrated": calibration is not None},
+        lambda: print_table(("target", "place", "x", "y", "z", "similarity", "confidence"), _rows(hits)),
     )
     finish(failed, len(hits), targets.paths)
+
+
+def _rows(hits: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    rows = []
+    for hit in hits:
+        said = "uncalibrated" if hit["confidence"] is None else f"{hit['confidence']:.2f}"
+        said += "" if hit["present"] in (None, True) else ", not in this scan"
+        for rank, place in enumerate(hit["places"], 1):
+            at = (f"{v:.1f}" for v in place["point"])
+            rows.append((hit["target"], rank, *at, place["similarity"], said if rank == 1 else ""))
+    return rows
+
+
+@verb(evaluate_app, "search")
+def evaluate_search(
+    model: Annotated[str, typer.Argument(help="name of the zoo, run folder or .safetensors")],
+    weights: Weights = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="folder for search.json and report.html")] = None,
+    data: Annotated[Path | None, typer.Option(help="labelled scans: one folder a scan; default: phantoms")] = None,
+    phantoms: Annotated[int, typer.Option(help="phantoms to make", min=2)] = 16,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="fit confidence on these scans and store it beside the model")
+    ] = False,
+    structure: Annotated[list[str] | None, typer.Option(help="only these; may be repeated")] = None,
+    protocol: Annotated[str, typer.Option(help="ct-fm: as published (fixed source, heart, windows at 1 mm)")] = "",
+    method: Method = "dense",
+    window: Window = "16x64x64",
+    overlap: Overlap = 0.625,
+    levels: Levels = None,
+    shifts: Shifts = "1x1x1",
+    plain: Plain = False,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """How far a search's answers lie from the truth, beside random weights, HU, position and the best possible cell."""
+    from ctfoundry import zoo
+    from ctfoundry.adapt.probe import random_twin
+    from ctfoundry.errors import UsageError
+    from ctfoundry.evaluate import search as measured
+    from ctfoundry.evaluate.search_report import report, tables
+    from ctfoundry.record import Record
+    from ctfoundry.retrieval import search_confidence
+    from ctfoundry.retrieval.search import how_to_look
+
+    if protocol not in ("", "ct-fm"):
+        raise UsageError(f"no protocol is called {protocol!r}; known: ct-fm")
+    if protocol and (calibrate or structure):
+        raise UsageError("the published protocol has its own structure and no calibration")
+    place = search_confidence.place_of(model)
+    if calibrate and place is None:
+        raise UsageError(
+            "a calibration stands beside a model's file", where=model, do="give a run folder or a .safetensors"
+        )
+    encoder = zoo.load_encoder(model, weights=weights, device=device, seed=seed)
+    random = random_twin(encoder, seed) if encoder.card.weights == "trained" else None
+    record = Record(
+        ["evaluate", "search", encoder.card.name, *([protocol] if protocol else [])],
+        {"seed": seed},
+        str(encoder.device),
+    )
+    looking = how_to_look(
+        encoder,
+        method=method,
+        window=triple(window),
+        levels=levels.split(",") if levels else None,
+        overlap=overlap,
+        shifts=triple(shifts),
+        whiten=not plain,
+    )
+    cases = measured.labelled_cases(data) if data else measured.phantom_cases(phantoms, seed, say=say)
+    made_from = {"data": "labelled scans" if data else "phantoms", "scans": len(cases), "seed": seed}
+    if protocol:
+        result = measured.published(encoder, random, cases, say=say)
+    else:
+        result = measured.measure(
+            measured.ways(encoder, random, looking), cases, structure or (), seed=seed, say=say,
+            calibration=search_confidence.load(place, encoder.card, looking), made_from=made_from,
+        )  # fmt: skip
+    if calibrate:
+        assert place is not None
+        search_confidence.save(measured.calibration_of(result, encoder.card, looking, made_from), place)
+        say(f"calibrated on {len(cases)} scans; measure it on others: another --seed")
+    if out is not None:
+        files = report(result, cases, out)
+        record.results = result.data()
+        record.write(out, files)
+
+    def shown() -> None:
+        for table in tables(result):
+            print_table(table.headers, table.rows, table.caption)
+
+    show(result.data(), shown)
 
 
 def triple(text: str) -> tuple[int, int, int]:
@@ -85,11 +235,16 @@ def triple(text: str) -> tuple[int, int, int]:
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 
-def _point(text: str) -> tuple[float, float, float]:
+def _numbers(text: str, count: int) -> tuple[float, ...]:
     from ctfoundry.errors import UsageError
 
     try:
-        x, y, z = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise UsageError(f"{text!r} is not a point", do="give x,y,z in world millimetres, RAS+") from error
-    return x, y, z
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if len(found) != count:
+        form = "x,y,z" if count == 3 else "x,y,z,x,y,z"
+        raise UsageError(
+            f"{text!r} is not a {'point' if count == 3 else 'box'}", do=f"give {form} in world millimetres, RAS+"
+        )
+    return found

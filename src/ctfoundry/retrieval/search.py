@@ -1,33 +1,38 @@
-"""The same place in another scan: query by a world point, answer with a world point, its similarity and a heat map.
+"""The same place in another scan: query by a world point or box, answer with places, their similarity and a heat map.
 
-Two ways. *dense*: one pass per scan; the features of some levels, each L2-normalised, side by side on the cells of the
-finest. *windows*: every window of the target embedded alone, as published (CT-FM, semantic search). Similarity is the
-cosine in both.
+Two ways (`Looking`). *dense*: one pass per scan (or several shifted ones); the features of some levels side by side on the cells
+of the finest. *windows*: every window of the target embedded alone, as published (CT-FM, semantic search). Similarity is the cosine
+in both, of features that are whitened by the query scan's own cells unless told otherwise (docs/search.md has what that brings).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ctfoundry import geometry
-from ctfoundry.encoder import Encoder, FeatureMap, Windows
+from ctfoundry.encoder import Encoder, FeatureMap
 from ctfoundry.errors import UsageError
 from ctfoundry.geometry import Grid, Vec3
-from ctfoundry.infer.passes import Precision
+from ctfoundry.infer.passes import Extent, Precision
+from ctfoundry.retrieval.search_confidence import Calibration, Evidence
+from ctfoundry.retrieval.search_maps import OVERLAP, Looking, Scene, default_levels, dense_map, scene
+from ctfoundry.retrieval.search_peaks import Likeness, Place, best_places
 from ctfoundry.volume import Volume
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+__all__ = ["APART", "Hit", "Place", "Query", "Seen", "dense_map", "find", "query_vector", "seek", "window_at"]
 
-LEVELS = 3
-"""How many of the encoder's last levels the dense way takes unless told; the first of them sets the grid of answers."""
+APART = 40.0
+"""Millimetres between two answers: less is one place found twice."""
+Box = tuple[Sequence[float], Sequence[float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +45,10 @@ class Hit:
     similarity : cosine there.
     scores : similarity of every cell or window with its world position, (n,) and (n, 3).
     heatmap : similarity on the target's own grid (kind "other"); None where it was not asked for.
+    places : the best places, the first of which is `point`.
+    evidence : what confidence is judged by.
+    confidence : share of such answers that were right on phantoms; None without a calibration of this model.
+    present : False where the calibration says "not in this scan"; None without one.
     """
 
     point: tuple[float, float, float]
@@ -47,86 +56,146 @@ class Hit:
     scores: np.ndarray
     centres: geometry.Points
     heatmap: Volume | None = None
-
-
-def dense_map(encoder: Encoder, volume: Volume, levels: Sequence[str], precision: Precision = "fp32") -> FeatureMap:
-    """Levels side by side on the cells of the first (finest) one, each L2-normalised and weighted equally."""
-    features = encoder(volume, levels=levels, vectors=(), precision=precision)
-    finest = features.maps[levels[0]]
-    shape = finest.data.shape[1:]
-    centres = finest.world(np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1).reshape(-1, 3))
-    rows = []
-    for name in levels:
-        data = features.maps[name]
-        flat = data.data.flatten(1).T if data is finest else data.sample(centres)
-        rows.append(torch.nn.functional.normalize(flat.float(), dim=1))
-    joint = torch.cat(rows, dim=1).T.reshape(-1, *shape) / len(levels) ** 0.5
-    return FeatureMap(joint, finest.affine, finest.valid, "+".join(levels))
+    places: tuple[Place, ...] = ()
+    evidence: Evidence | None = None
+    confidence: float | None = None
+    present: bool | None = None
 
 
 def query_vector(query: FeatureMap, point: Sequence[float]) -> Float[Tensor, "c"]:
     """The feature of a world point; raises UsageError when it lies outside the scan."""
     if not query.holds(point):
-        raise UsageError(
-            f"the point {_text(point)} mm lies outside the query scan", do="points are x,y,z in world millimetres, RAS+"
-        )
+        raise _outside(point)
     return query.sample(point)[0]
 
 
-def match(query: Float[Tensor, "c"], target: FeatureMap) -> Hit:
-    """The most similar valid cell of a map, without a heat map."""
-    rows, centres = target.cells()
-    return _best(_cosine(query, rows), centres)
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """One scan as an encoder sees it, from which places can be looked for: `Seen.of(...).query(point)`."""
+
+    encoder: Encoder
+    volume: Volume
+    looking: Looking
+    scene: Scene
+    likeness: Likeness
+    own: Float[Tensor, "n c"]
+    calibration: Calibration | None = None
+
+    @classmethod
+    def of(
+        cls,
+        encoder: Encoder,
+        volume: Volume,
+        looking: Looking,
+        *,
+        seen: Scene | None = None,
+        calibration: Calibration | None = None,
+    ) -> Seen:
+        """Look at a scan, or take what was `seen` of it before."""
+        seen = seen or scene(encoder, volume, looking)
+        likeness = Likeness.whitened(seen.rows, seen.widths) if looking.whiten else Likeness(seen.widths)
+        return cls(encoder, volume, looking, seen, likeness, likeness(seen.rows), calibration)
+
+    def query(self, point: Sequence[float] | None = None, box: Box | None = None) -> Query:
+        """The query for a world point, or for a box given by two opposite corners (mm); raises UsageError for places outside."""
+        if (point is None) is (box is None):
+            raise UsageError("a query is a point or a box")
+        if box is not None:
+            low, high = np.minimum(*map(np.asarray, box)), np.maximum(*map(np.asarray, box))
+            point = [float(v) for v in (low + high) / 2]
+        assert point is not None
+        if self.looking.window is not None:
+            vector = window_at(self.encoder, self.volume, point, self.looking.window, self.looking.precision)
+        else:
+            assert self.scene.feature is not None
+            vector = query_vector(self.scene.feature, point)  # a box outside the scan is refused by its middle
+            if box is not None:
+                vector = self.scene.feature.sample(_points(self.scene, low, high)).mean(0)
+        x, y, z = (float(v) for v in point)
+        return Query(self, self.likeness(vector[None])[0], (x, y, z))
 
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """A place of one scan as an encoder sees it, ready to be looked for in many scans (`seek` makes one)."""
+    """A place of one scan, ready to be looked for in many scans (`seek` makes one)."""
 
-    encoder: Encoder
+    seen: Seen
     vector: Float[Tensor, "c"]
-    levels: tuple[str, ...]
-    window: Vec3 | None
-    overlap: float
-    precision: Precision
+    point: tuple[float, float, float]
 
-    def find(self, target: Volume) -> Hit:
-        """The most similar place in `target`."""
-        if self.window is None:
-            found = dense_map(self.encoder, target, self.levels, self.precision)
-            hit = match(self.vector, found)
-            grid = torch.zeros(found.data.shape[1:])
-            grid[found.valid.cpu()] = torch.from_numpy(hit.scores)
-            return _with_heatmap(hit, grid.numpy(), found.affine, target.grid)
-        windows = self.encoder.windows(target, self.window, self.overlap, precision=self.precision)
-        hit = _best(_cosine(self.vector, windows.vectors), windows.centres)
-        return _with_heatmap(hit, *_window_grid(windows, hit.scores), target.grid)
+    def find(self, target: Volume, *, places: int = 1, heatmap: bool = True) -> Hit:
+        """The most similar place in `target`, and the next best ones."""
+        return self.find_in(
+            scene(self.seen.encoder, target, self.seen.looking), places=places, grid=target.grid if heatmap else None
+        )
+
+    def find_in(
+        self,
+        target: Scene,
+        *,
+        places: int = 1,
+        grid: Grid | None = None,
+        rows: Float[Tensor, "n c"] | None = None,
+    ) -> Hit:
+        """The most similar place of a scan that was looked at before.
+
+        places : how many answers. grid : of the heat map. rows : the target's rows under this query's likeness, where known.
+        """
+        rows = self.seen.likeness(target.rows) if rows is None else rows
+        scores = (rows @ self.vector).cpu().numpy()
+        best = best_places(scores, target, max(places, 2), APART, refine=self.seen.looking.refine)
+        top = int(scores.argmax())
+        back = self.seen.scene.centres[int((self.seen.own @ rows[top]).argmax())]
+        evidence = Evidence(
+            best[0].similarity,
+            best[0].similarity - (best[1].similarity if len(best) > 1 else float(scores.min())),
+            float((scores[top] - scores.mean()) / (scores.std() + 1e-12)),
+            float(np.linalg.norm(back - np.array(self.point))),
+        )
+        hit = Hit(best[0].point, best[0].similarity, scores, target.centres, None, tuple(best[:places]), evidence)
+        if self.seen.calibration is not None:
+            judged = self.seen.calibration.judge(evidence)
+            hit = replace(hit, confidence=judged.confidence, present=judged.present)
+        return hit if grid is None else replace(hit, heatmap=_heatmap(scores, target, grid))
 
 
 def seek(
     encoder: Encoder,
     volume: Volume,
-    point: Sequence[float],
+    point: Sequence[float] | None = None,
     *,
+    box: Box | None = None,
     method: str = "dense",
     levels: Sequence[str] | None = None,
     window: Vec3 | None = None,
-    overlap: float = 0.625,
+    overlap: float = OVERLAP,
     precision: Precision = "fp32",
+    shifts: Vec3 = (1, 1, 1),
+    whiten: bool = True,
+    extent: Extent | None = None,
+    calibration: Calibration | None = None,
 ) -> Query:
-    """The query for `point` (world mm, RAS+) of `volume`; `find` explains the options."""
+    """The query for `point` (world mm, RAS+) or `box` (two corners) of `volume`; `find` explains the options."""
+    looking = how_to_look(
+        encoder, method=method, levels=levels, window=window, overlap=overlap, precision=precision, shifts=shifts,
+        whiten=whiten, extent=extent,
+    )  # fmt: skip
+    return Seen.of(encoder, volume, looking, calibration=calibration).query(point, box)
+
+
+def how_to_look(
+    encoder: Encoder, *, method: str, levels: Sequence[str] | None = None, window: Vec3 | None = None, **rest: Any
+) -> Looking:
+    """The settings for one of the two ways; raises UsageError for another one and for windows without a size."""
     if method == "dense":
-        names = tuple(levels) if levels else tuple(level.name for level in encoder.levels[-LEVELS:])
-        vector = query_vector(dense_map(encoder, volume, names, precision), point)
-        return Query(encoder, vector, names, None, overlap, precision)
+        return Looking(tuple(levels) if levels else default_levels(encoder), **rest)
     if method != "windows":
         raise UsageError(f"method is 'dense' or 'windows', not {method!r}")
     if window is None:
         raise UsageError(
             "the windows method needs a window size", do="give window=(d, h, w) in voxels of the preparation"
         )
-    vector = window_at(encoder, volume, point, window, precision)
-    return Query(encoder, vector, (), window, overlap, precision)
+    return Looking(window=window, **rest)
 
 
 def find(
@@ -138,18 +207,23 @@ def find(
     method: str = "dense",
     levels: Sequence[str] | None = None,
     window: Vec3 | None = None,
-    overlap: float = 0.625,
+    overlap: float = OVERLAP,
     precision: Precision = "fp32",
+    places: int = 1,
+    **rest: Any,
 ) -> Hit:
     """The place in `target` that looks like `point` (world mm, RAS+) of `volume`; for many targets, `seek` once.
 
     levels : for the dense way, finest first (default: the last three of the encoder).
     window, overlap : for the windows way: size in voxels of the preparation, share by which windows overlap.
+    places : how many answers, best first.
+    rest : shifts (passes along each axis: a finer grid), whiten (by the query scan's cells), extent (of the passes), calibration.
     """
     query = seek(
-        encoder, volume, point, method=method, levels=levels, window=window, overlap=overlap, precision=precision
-    )
-    return query.find(target)
+        encoder, volume, point, method=method, levels=levels, window=window, overlap=overlap, precision=precision,
+        **rest,
+    )  # fmt: skip
+    return query.find(target, places=places)
 
 
 def window_at(
@@ -160,9 +234,7 @@ def window_at(
     centre = geometry.to_index(prepared.affine, point)
     shape = np.array(prepared.x.shape[1:])
     if ((centre < -0.5) | (centre > shape - 0.5)).any():
-        raise UsageError(
-            f"the point {_text(point)} mm lies outside the query scan", do="points are x,y,z in world millimetres, RAS+"
-        )
+        raise _outside(point)
     start = np.round(centre - (np.array(size) - 1) / 2).astype(int)
     width: list[int] = []
     for axis in (2, 1, 0):
@@ -173,31 +245,21 @@ def window_at(
     return encoder.embed(box[None], encoder.card.vector, precision)[0]
 
 
-def _cosine(query: Float[Tensor, "c"], rows: Float[Tensor, "n c"]) -> Float[Tensor, "n"]:
-    return torch.nn.functional.normalize(rows.float(), dim=1) @ torch.nn.functional.normalize(query.float(), dim=0)
+def _points(seen: Scene, low: np.ndarray, high: np.ndarray) -> geometry.Points:
+    """Points of a box, at most half a cell apart, at most 33 along an axis."""
+    step = min(seen.grid.spacing) / 2
+    axes = [np.linspace(a, b, min(int(np.ceil((b - a) / step)) + 1, 33)) for a, b in zip(low, high, strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
 
 
-def _best(scores: Float[Tensor, "n"], centres: geometry.Points) -> Hit:
-    best = int(scores.argmax())
-    x, y, z = (float(v) for v in centres[best])
-    return Hit((x, y, z), float(scores[best]), scores.cpu().numpy(), centres)
+def _heatmap(scores: np.ndarray, target: Scene, grid: Grid) -> Volume:
+    lowest = float(scores.min())
+    laid = target.laid_out(scores, lowest)
+    return Volume(laid, target.grid.affine, "other").onto(grid, fill=lowest, antialias=False)
 
 
-def _window_grid(windows: Windows, scores: np.ndarray) -> tuple[np.ndarray, geometry.Affine]:
-    """Scores on the regular grid of window centres; windows that were left out get the lowest score."""
-    axes = [np.unique(windows.starts[:, a]) for a in range(3)]
-    step = [float(a[1] - a[0]) if len(a) > 1 else float(n) for a, n in zip(axes, windows.size, strict=True)]
-    place = tuple(np.searchsorted(axes[a], windows.starts[:, a]) for a in range(3))
-    grid = np.full([len(a) for a in axes], scores.min(), dtype=np.float32)
-    grid[place] = scores
-    first = [float(a[0]) + (n - 1) / 2 for a, n in zip(axes, windows.size, strict=True)]
-    return grid, geometry.rescaled(windows.affine, step, first)
-
-
-def _with_heatmap(hit: Hit, grid: np.ndarray, affine: geometry.Affine, target: Grid) -> Hit:
-    heat = Volume(grid.astype(np.float32), affine, "other").onto(target, fill=float(hit.scores.min()), antialias=False)
-    return Hit(hit.point, hit.similarity, hit.scores, hit.centres, heat)
-
-
-def _text(point: Any) -> str:
-    return ",".join(f"{float(v):.1f}" for v in point)
+def _outside(point: Sequence[float]) -> UsageError:
+    text = ",".join(f"{float(v):.1f}" for v in point)
+    return UsageError(
+        f"the point {text} mm lies outside the query scan", do="points are x,y,z in world millimetres, RAS+"
+    )
