@@ -42,11 +42,10 @@ def chest(seed: int) -> tuple[Volume, Volume]:
     start = [(n - k) // 2 for n, k in zip(made.ct.shape, keep, strict=True)]
     part = tuple(slice(s, s + k) for s, k in zip(start, keep, strict=True))
     affine = geometry.shifted(made.ct.affine, start)
-    cut = (
+    return (
         Volume(made.ct.voxels[part], affine, "hu"),
         Volume(made.labels.voxels[part], affine, "label", made.labels.names),
     )
-    return cut
 
 
 def run(*, repeats: int = 3, threads: int = 1, model: Encoder | None = None) -> list[dict[str, Any]]:
