@@ -1,9 +1,7 @@
-"""Segmentation as a task for the one loop: loss, class-balanced crops, and a network that learns from them.
+"""Segmentation as a task for the one loop: class-balanced crops, and a network that learns from them.
 
-Loss as in the reference (section 6): Dice with squared denominators over all classes, the background among them, averaged
-over crops and classes, plus cross-entropy; with deep supervision the sum over resolutions weighted 1, 1/2, 1/4, 1/8.
-
-Crops are cut where they are planned, in the loop's reading threads; augmentations run on the device (`adapt.augment`).
+The loss is that of `adapt.losses`, with deep supervision summed over resolutions weighted 1, 1/2, 1/4, 1/8. Crops are cut where they
+are planned, in the loop's reading threads; augmentations run on the device (`adapt.augment`).
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +20,7 @@ from torch import nn
 from ctfoundry.adapt import augment
 from ctfoundry.adapt.augment import Changes
 from ctfoundry.adapt.cases import IGNORE, PreparedCase
+from ctfoundry.adapt.losses import deep_supervision, dice_cross_entropy, supervised
 from ctfoundry.adapt.recipe import Augmentation
 from ctfoundry.errors import ContractError
 from ctfoundry.geometry import Box, Vec3, spacing
@@ -31,89 +30,23 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int32, UInt8
     from torch import Tensor
 
-SMOOTH = 1e-5
-"""Added to Dice's denominator only, so that an empty class of an empty prediction counts as a miss (the reference's choice)."""
+__all__ = [
+    "CaseEntry",
+    "CaseSource",
+    "CropDraws",
+    "SegmentationTask",
+    "anchors",
+    "cut",
+    "deep_supervision",
+    "dice_cross_entropy",
+    "draw_crop",
+    "freeze",
+    "layer_rates",
+    "stages",
+]
+
 ANCHORS = 512
 """Voxels of each class that crops may be centred on; more would change no draw much."""
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How logits agree with their target: Dice of each crop and class, the target's voxels of each, and the mean cross-entropy."""
-
-    dice: Float[Tensor, "b k"]
-    voxels: Float[Tensor, "b k"]
-    entropy: Float[Tensor, ""]
-
-    @property
-    def loss(self) -> Float[Tensor, ""]:
-        """Mean Dice loss over crops and classes + cross-entropy."""
-        return (1 - self.dice).mean() + self.entropy
-
-    @property
-    def foreground(self) -> Float[Tensor, ""]:
-        """Mean Dice of the classes that the crops hold, the background left out; 0 where they hold none."""
-        there = (self.voxels[:, 1:] > 0).to(self.dice.dtype)
-        return (self.dice[:, 1:].detach() * there).sum() / there.sum().clamp_min(1)
-
-
-def agreement(logits: Float[Tensor, "b k d h w"], target: UInt8[Tensor, "b d h w"]) -> Agreement:
-    """Dice and cross-entropy (reference, section 6; MONAI's ``DiceCELoss(to_onehot_y, softmax, squared_pred, smooth_nr=0)``).
-
-    With probabilities p = softmax(logits) and one-hot targets g, Dice of each crop and class over its voxels is
-    ``2 sum(p g) / (sum(p^2) + sum(g^2) + 1e-5)``; the cross-entropy is the mean of ``-log p[target]`` over voxels. Voxels whose
-    target is IGNORE count in neither.
-    """
-    k = logits.shape[1]
-    log_p = F.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), 1)
-    wanted = target.long()
-    known = wanted != IGNORE
-    wanted = torch.where(known, wanted, 0)[:, None]  # (b, 1, d, h, w)
-    own = log_p.gather(1, wanted)[:, 0]
-    entropy = -(own * known).sum() / known.sum().clamp_min(1)
-    p = log_p.exp() * known[:, None]
-    # per class sums without a one-hot array: p at the target, and counts, scattered by class
-    flat = wanted.flatten(2)[:, 0]
-    mass = (own.exp() * known).flatten(1)
-    both = torch.zeros(len(p), k, dtype=p.dtype, device=p.device).scatter_add(1, flat, mass)
-    count = torch.zeros_like(both).scatter_add(1, flat, known.flatten(1).to(p.dtype))
-    dice = 2 * both / (p.square().flatten(2).sum(2) + count + SMOOTH)
-    return Agreement(dice, count, entropy)
-
-
-def dice_cross_entropy(logits: Float[Tensor, "b k d h w"], target: UInt8[Tensor, "b d h w"]) -> Float[Tensor, ""]:
-    """Dice loss + cross-entropy, as in `agreement`."""
-    return agreement(logits, target).loss
-
-
-def deep_supervision(
-    outputs: Sequence[Float[Tensor, "b k di hi wi"]],
-    target: UInt8[Tensor, "b d h w"],
-    *,
-    places: Literal["cells", "reference"] = "cells",
-) -> Float[Tensor, ""]:
-    """Loss of logits at strides 1, 2, 4 ..., weighted 1, 1/2, 1/4 ... and summed.
-
-    places: the target of a coarse cell is that of the voxel it is centred on (``cells``: voxel s * k of stride s). ``reference``
-    resizes the target with nearest-exact, as the published training did: voxel s * k + s // 2, half a cell off.
-    """
-    return _supervised(outputs, target, places)[0]
-
-
-def _supervised(
-    outputs: Sequence[Tensor], target: Tensor, places: Literal["cells", "reference"] = "cells"
-) -> tuple[Float[Tensor, ""], Agreement]:
-    finest = agreement(outputs[0], target)
-    total = finest.loss
-    for i, logits in enumerate(outputs[1:], 1):
-        if places == "reference":
-            small = F.interpolate(target[:, None].float(), logits.shape[2:], mode="nearest-exact")[:, 0].to(
-                target.dtype
-            )
-        else:
-            small = target[:, :: 2**i, :: 2**i, :: 2**i]
-        total = total + 0.5**i * dice_cross_entropy(logits, small)
-    return total, finest
 
 
 def anchors(labels: UInt8[np.ndarray, "d h w"], most: int = ANCHORS) -> dict[int, Int32[np.ndarray, "n 3"]]:
@@ -320,7 +253,7 @@ class SegmentationTask:
         crops hold) and ``entropy``."""
         x, target = batch
         out = self.modules["network"](x)
-        loss, finest = _supervised(out if isinstance(out, list) else [out], target)
+        loss, finest = supervised(out if isinstance(out, list) else [out], target)
         return {"loss": loss, "dice": finest.foreground, "entropy": finest.entropy.detach()}
 
     def measures(self) -> dict[str, float]:
