@@ -141,11 +141,17 @@ class Classifier:
         """Logits of prepared scans, differentiable, in the modules' current mode."""
         return self.head(pooled(self.encoder, x, self.pool))
 
+    def with_rule(self, rule: Rule) -> Classifier:
+        """The same network with another rule, in the card too."""
+        return replace(
+            self, rule=rule, card=replace(self.card, arguments={**self.card.arguments, "rule": to_data(rule)})
+        )
+
     @torch.no_grad()
     def logits(self, x: Float[Tensor, "c d h w"], precision: Precision = "fp32") -> Float64[np.ndarray, "k"]:
         """Logits of one prepared scan, alone in its pass."""
         with passes.autocast(self.device, precision):
-            found = self.forward(x[None].to(self.device))
+            found = self.forward(x[None].to(self.device, next(self.network.parameters()).dtype))
         return np.asarray(found[0].double().cpu().numpy())
 
     def predict(self, logits: Float64[np.ndarray, "k"]) -> Prediction:

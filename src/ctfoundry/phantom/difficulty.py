@@ -50,6 +50,8 @@ VIEWS: dict[LesionKind, View] = {
 PENALTIES = (0.3, 3.0, 30.0, 300.0)
 """Weights of the squared coefficients among which the regression chooses, by cross-validation within its training part."""
 
+_KEY = Key.of("findings")
+
 
 class Labelled(Protocol):
     """A scan with its label map, such as a `Phantom`."""
@@ -210,8 +212,8 @@ def findings_auroc(
         part = Key.of("findings", seed, repeat).permutation(count) % folds
         for fold in range(folds):
             test = part[patient] == fold
-            penalty = _penalty(x[~test], y[~test], patient[~test], folds - 1, Key.of("findings", seed, repeat, fold))
-            score = _scores(x[~test], y[~test], x, penalty)
+            key = Key.of("findings", seed, repeat, fold)
+            score = histogram_log_odds(x[~test], y[~test], patient[~test], x, folds=folds - 1, key=key)
             who = np.flatnonzero(part == fold)
             own, other = score[:count][who], score[count:][who]
             pairs = np.ix_(who, who)
@@ -226,6 +228,17 @@ def findings_auroc(
         areas.append(weight @ right @ weight / max(weight @ compared @ weight, 1e-9))
     low, high = np.quantile(areas, (0.025, 0.975))
     return Auroc(float(right.sum() / compared.sum()), float(low), float(high), count)
+
+
+def histogram_log_odds(
+    x: np.ndarray, y: np.ndarray, patient: np.ndarray, new: np.ndarray, *, folds: int = 4, key: Key = _KEY
+) -> np.ndarray:
+    """Log odds of new histograms (rows of `new`) by a regression on those of labelled scans, `x` with `y` 0 or 1 and their patients.
+
+    L2-regularised logistic regression on standardised histograms; the penalty of `PENALTIES` is that with the smallest log loss on
+    `folds` parts of the patients that were left out.
+    """
+    return _scores(x, y, new, _penalty(x, y, patient, folds, key))
 
 
 def twins(

@@ -1,0 +1,564 @@
+"""Fine-tune for labels of whole scans: one run, from a table to a `Classifier`.
+
+Which step is kept, the decision threshold and the temperature are chosen on validation patients. Test scans are looked at once, after the
+last step, with all of these as they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ctfoundry import files, metrics, parallel
+from ctfoundry.adapt.cases import preparation_digest
+from ctfoundry.adapt.class_scores import ScanScores, coded, score
+from ctfoundry.adapt.classification import (
+    ClassificationTask,
+    class_weights,
+    classification_loss,
+    find_temperature,
+    histogram_baseline,
+)
+from ctfoundry.adapt.inputs import Inputs
+from ctfoundry.adapt.recipe import ClassificationRecipe, finetune_recipe
+from ctfoundry.adapt.segmentation import CaseSource, freeze, layer_rates
+from ctfoundry.adapt.tables import TargetScan, TargetSet, open_targets
+from ctfoundry.adapt.target_splits import Parts, few_of_each, split_targets
+from ctfoundry.classifier import Classifier, Rule, assemble, check_memory, fixed_size, make_card
+from ctfoundry.encoder import Encoder
+from ctfoundry.errors import CTFoundryError, SettingsError, UsageError
+from ctfoundry.keys import Key
+from ctfoundry.models.initialisation import initialise
+from ctfoundry.preparation import Preparation, prepared_shape
+from ctfoundry.preparation import preparation as preparation_of
+from ctfoundry.record import Record
+from ctfoundry.settings import to_data, with_changes
+from ctfoundry.train import Summary, fit
+from ctfoundry.train.checkpoint import check_same
+from ctfoundry.train.loop import FREE
+from ctfoundry.train.monitor import read_lines
+from ctfoundry.zoo.classifiers import load_classification_model
+from ctfoundry.zoo.files import model_file, read_card, save_model
+from ctfoundry.zoo.models import device_of, load_encoder
+
+if TYPE_CHECKING:
+    import torch
+
+VALIDATION, TEST, MODEL, PREDICTIONS, CACHE = (
+    "validation.jsonl", "test.json", "model.safetensors", "predictions.csv", "prepared",
+)  # fmt: skip
+RANDOM = "random"
+BASELINE_SCANS = 400
+"""The baseline reads every scan once more; beyond so many it is left out, and the report says so."""
+
+
+@dataclass(frozen=True)
+class ClassifySummary:
+    """What a run has come to.
+
+    Attributes
+    ----------
+    run, model : the folder, and the best step's weights in it: `zoo.load_classifier(run)`.
+    recipe : its name. init : what it began from (model, weights, sha256).
+    kind, classes : of the labels.
+    patients : of ``train``, ``validation`` and ``test``.
+    device : where.
+    best : row of ``validation.jsonl`` that was chosen.
+    rule : thresholds and temperature, from validation.
+    test, baseline : `ScanScores.data` of the classifier and of the regression on the HU histogram on the test scans; None where there are
+        none, or the run is not at its end.
+    train : steps, time, last log line, warnings. warnings : about data and labels.
+    """
+
+    run: Path
+    model: Path
+    recipe: str
+    init: Mapping[str, str]
+    kind: str
+    classes: tuple[str, ...]
+    patients: Mapping[str, int]
+    device: str
+    best: Mapping[str, Any]
+    rule: Rule
+    test: Mapping[str, Any] | None
+    baseline: Mapping[str, Any] | None
+    train: Summary
+    warnings: tuple[str, ...]
+
+
+def finetune(
+    recipe: ClassificationRecipe | str | Path,
+    data: str | Path | TargetSet,
+    run: str | Path,
+    *,
+    init: str | Path | Encoder | None,
+    weights: str | Path | None = None,
+    table: str | Path | None = None,
+    target: str | None = None,
+    shots: int | None = None,
+    changes: Sequence[str] = (),
+    minutes: float | None = None,
+    steps: int | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+    command: Sequence[str] = ("finetune",),
+    name: str | None = None,
+    report: bool = True,
+    baseline: bool = True,
+) -> ClassifySummary:
+    """Fine-tune for labels of whole scans; continues the run that it finds in `run`.
+
+    Writes ``recipe.json``, ``split.json`` (who learns, chooses and reports; classes; what it begins from), ``metrics.jsonl``,
+    ``validation.jsonl``, ``checkpoints/``, ``model.safetensors`` with its card (the best step so far), and at its end ``predictions.csv``,
+    ``test.json``, ``report.html`` and ``run.json``. Prepared scans lie in ``prepared/`` until then.
+
+    Parameters
+    ----------
+    recipe : one, or its name or file (`finetune_recipe`).
+    data, table, target, name : what `open_targets` takes, or its result.
+    init, weights : what the encoder begins with: an `Encoder`, what `load_encoder` takes, a classifier (its encoder), or ``random`` for the
+        recipe's architecture drawn from its seed. There is no default.
+    shots : learn from so many patients, one scan each, in turns from each class (`few_of_each`); validation and test stay whole.
+    changes : ``key=value`` changes to the recipe. minutes, steps : see `ctfoundry.train.fit`.
+    report, baseline : write ``report.html``; measure the regression on the HU histogram too.
+    """
+    given = recipe if isinstance(recipe, ClassificationRecipe) else finetune_recipe(recipe)
+    if not isinstance(given, ClassificationRecipe):
+        raise SettingsError(f"recipe {given.name!r} is for {given.task}, not for classification")
+    chosen = with_changes(given, changes)
+    if chosen.train.ema is not None:
+        raise SettingsError(
+            "the best step is kept here, not an average of steps", where="train.ema", do="set it to null"
+        )
+    encoder, begun = _begin(chosen, init, weights)
+    opened = data if isinstance(data, TargetSet) else open_targets(data, table, target, dataset=name)
+    seed = chosen.train.seed
+    parts, said = split_targets(opened, seed=seed, validation=chosen.validation, test=chosen.test)
+    if shots is not None:
+        parts = replace(parts, train=few_of_each(parts.train, shots, opened.kind, seed=seed))
+    with parallel.joined(device_of(device)) as place:
+        made = _Run(Path(run), chosen, encoder, begun, opened, parts, (*opened.notes, *said), place, quiet)
+        return made.go(minutes, steps, command, report=report, baseline=baseline)
+
+
+def _begin(
+    recipe: ClassificationRecipe, init: str | Path | Encoder | None, weights: str | Path | None
+) -> tuple[Encoder, dict[str, str]]:
+    """The encoder that a run begins from, on the CPU, and what is told of it; raises UsageError where none is named."""
+    if init is None:
+        raise UsageError(
+            "say what the encoder begins with: nobody should train from random weights without knowing",
+            where="--init",
+            do=f"--init MODEL (a run folder, a .safetensors file, hf://owner/name, a name of the zoo with --weights), or --init {RANDOM}",
+        )
+    if isinstance(init, Encoder):
+        encoder = init
+    elif str(init) == RANDOM:
+        encoder = load_encoder(recipe.model, weights="random", device="cpu", seed=recipe.train.seed)
+    elif (
+        Path(init).exists()
+        and model_file(Path(init)).is_file()
+        and read_card(model_file(Path(init))).kind == "classifier"
+    ):
+        model = load_classification_model(model_file(Path(init)))
+        told = {"model": model.card.name, "weights": "trained", "sha256": model.card.sha256}
+        return model.encoder, told
+    else:
+        encoder = load_encoder(init, weights=weights, device="cpu", seed=recipe.train.seed)
+    card = encoder.card
+    return encoder, {"model": card.name, "weights": card.weights, "sha256": card.sha256}
+
+
+def size_for(recipe: ClassificationRecipe, encoder: Encoder, scans: Sequence[TargetScan]) -> Preparation:
+    """The recipe's preparation (or the encoder's own) with one size for every scan: the recipe's, the preparation's, the encoder's cube, or
+    along each axis that of the largest training scan, in whole cells of the encoder."""
+    base = preparation_of(recipe.preparation) if recipe.preparation else encoder.preparation
+    if recipe.size is not None:
+        return fixed_size(base, recipe.size)
+    if base.sizing.crop is not None:
+        return fixed_size(base, base.sizing.crop)
+    if encoder.extent.mode == "cube" and encoder.extent.size is not None:
+        return fixed_size(base, encoder.extent.size)
+    shapes = []
+    for scan in scans:
+        try:
+            shapes.append(prepared_shape(base, scan.image()))
+        except (CTFoundryError, OSError):
+            continue  # the loop names it
+    if not shapes:
+        raise UsageError("no training scan can be read", do="`ctfoundry inspect` says what the folder holds")
+    multiple = [max(level.stride[axis] for level in encoder.levels) for axis in range(3)]
+    a, b, c = (-(-max(column) // m) * m for column, m in zip(zip(*shapes, strict=True), multiple, strict=True))
+    return fixed_size(base, (a, b, c))
+
+
+def leave_unused(classifier: Classifier) -> int:
+    """Freeze weights of the encoder that have no part in the answers (a text tower, a token nobody asks for); returns how many tensors.
+
+    The optimiser's state on disk and processes that train together want a gradient of every weight.
+    """
+    import torch
+
+    size = [2 * max(level.stride[axis] for level in classifier.encoder.levels) for axis in range(3)]
+    wanted = [p for p in classifier.network.parameters() if p.requires_grad]
+    channels = int(getattr(classifier.encoder.network, "in_channels", 1))
+    classifier.forward(torch.zeros(1, channels, *size, device=classifier.device)).sum().backward()
+    unused = [p for p in wanted if p.grad is None]
+    for weight in wanted:
+        weight.requires_grad_(weight.grad is not None)
+        weight.grad = None
+    return len(unused)
+
+
+class _Run:
+    """One run in its folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        recipe: ClassificationRecipe,
+        encoder: Encoder,
+        init: Mapping[str, str],
+        data: TargetSet,
+        parts: Parts,
+        notes: Sequence[str],
+        place: torch.device,
+        quiet: bool,
+    ) -> None:
+        self.folder, self.recipe, self.init, self.data, self.parts = folder, recipe, init, data, parts
+        self.place, self.quiet, self.notes = place, quiet, list(notes)
+        self.rows = {
+            int(row["step"]): row for row in read_lines(folder / VALIDATION) if {"step", "auroc"} <= row.keys()
+        }
+        preparation = self._preparation(encoder)
+        check_memory(encoder, preparation)
+        card = make_card(
+            recipe.name, encoder.card, preparation, recipe.pool, data.classes, Rule(data.kind),
+            hidden=recipe.hidden, dropout=recipe.dropout,
+        )  # fmt: skip
+        self.classifier = assemble(card, encoder)
+        initialise(self.classifier.head, Key.of("initialise", recipe.train.seed, "head"))
+        self.preparation = preparation
+
+    def _preparation(self, encoder: Encoder) -> Preparation:
+        """As it was begun, so that a run which continues reads no scan for its size."""
+        kept = self.folder / "split.json"
+        size = json.loads(kept.read_text()).get("size") if kept.is_file() else None
+        recipe = self.recipe if size is None else replace(self.recipe, size=tuple(size))
+        return size_for(recipe, encoder, self.parts.train)
+
+    def go(
+        self, minutes: float | None, steps: int | None, command: Sequence[str], *, report: bool, baseline: bool
+    ) -> ClassifySummary:
+        recipe, first = self.recipe, parallel.rank() == 0
+        record = Record(command, {"train": recipe.train.seed}, str(self.place))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._keep(first)
+        cache = self.folder / CACHE
+        inputs = Inputs(self.parts.train, self.preparation, cache=cache)
+        self.validation = self._readable(Inputs(self.parts.validation, self.preparation, cache=cache))
+        network = self.classifier.network.to(self.place)
+        if recipe.tuning.mode == "frozen":
+            freeze(self.classifier.encoder.network)
+        left = leave_unused(self.classifier)
+        if left:
+            self.notes.append(f"{left} tensors of the encoder have no part in the answers and stay as they are")
+        rates = {}
+        if recipe.tuning.mode == "layerwise":
+            found = layer_rates(network, self.classifier.encoder.network, recipe.tuning.decay)
+            rates = {name.removeprefix("network."): factor for name, factor in found.items()}
+        weights = None
+        if recipe.weights == "balanced":
+            weights = class_weights(coded(self.parts.train, self.data.kind, len(self.data.classes)), self.data.kind)
+            weights = weights.to(self.place)
+        summary = fit(
+            ClassificationTask(self.classifier, inputs, recipe.augmentation, weights, rates),
+            CaseSource(inputs),
+            recipe.train,
+            self.folder,
+            minutes=minutes,
+            steps=steps,
+            device=self.place,
+            quiet=self.quiet,
+            title=recipe.name,
+            at=(recipe.validate_every, self.validate),
+        )
+        if not first:
+            return self._summary(summary, Rule(self.data.kind), None, None)
+        self.validate(summary.steps)
+        ended = summary.steps >= recipe.train.schedule.steps or (
+            minutes is not None and (steps is None or summary.steps < steps)
+        )
+        if not ended:
+            return self._summary(summary, load_classification_model(self.folder / MODEL).rule, None, None)
+        with parallel.alone():
+            return self._finish(summary, record, report=report, baseline=baseline)
+
+    def _keep(self, first: bool) -> None:
+        """Write what the run is, or compare it with what it was begun as."""
+        if first:
+            files.sweep(self.folder)
+        who = {
+            **{name: [s.id for s in getattr(self.parts, name)] for name in ("train", "validation", "test")},
+            "labels": files.digest(
+                [[s.id, list(s.target)] for name in ("train", "validation", "test") for s in getattr(self.parts, name)]
+            ),
+            "kind": self.data.kind,
+            "classes": list(self.data.classes),
+            "init": dict(self.init),
+            "preparation": preparation_digest(self.preparation),
+            "size": list(self.preparation.sizing.crop or ()),
+        }
+        for name, now in (("recipe.json", to_data(self.recipe)), ("split.json", who)):
+            path = self.folder / name
+            if first and not path.is_file():
+                files.write_json(path, now)
+            parallel.barrier()
+            check_same(json.loads(path.read_text()), now, path, free={f"train.{name}" for name in FREE})
+
+    def _readable(self, inputs: Inputs) -> Inputs:
+        """Validation scans that can be read and prepared; the others are named."""
+        kept = []
+        for i, scan in enumerate(inputs.scans):
+            try:
+                inputs[i]
+                kept.append(scan)
+            except (CTFoundryError, OSError) as error:
+                said = error.what if isinstance(error, CTFoundryError) else type(error).__name__
+                self.notes.append(f"validation scan {scan.id} is left out: {said}")
+        if len(kept) == len(inputs.scans):
+            return inputs
+        truth = coded(kept, self.data.kind, len(self.data.classes))
+        if not len(kept) or (truth.sum(0) == 0).any() or (truth.sum(0) == len(kept)).any():
+            raise UsageError("the validation scans that can be read are not of every class", do="repair the others")
+        return Inputs(kept, self.preparation, cache=inputs.cache)
+
+    # ------------------------------------------------------------------ validation and test
+
+    def validate(self, step: int) -> None:
+        """Predict all validation scans, keep the weights if they are the best so far, and write a row; not twice for a step."""
+        if step in self.rows:
+            return
+        began = time.monotonic()
+        self.classifier.network.eval()
+        logits = np.stack([self.classifier.logits(item.x()) for item in self.validation])
+        scans = self.validation.scans
+        scores = ScanScores(
+            "", self.data.classes, Rule(self.data.kind), tuple(s.id for s in scans), tuple(s.patient for s in scans),
+            logits, coded(scans, self.data.kind, len(self.data.classes)), self.recipe.train.seed,
+        )  # fmt: skip
+        area = scores.headline
+        row = {
+            "step": step,
+            "auroc": area.value,
+            "low": area.low,
+            "high": area.high,
+            "loss": _loss(scores),
+            "patients": area.patients,
+            "seconds": round(time.monotonic() - began, 2),
+        }
+        best = self.best
+        if best is None or self._rank(row) > self._rank(best):
+            save_model(
+                replace(self.classifier, card=self._card(row)).with_rule(chosen_rule(scores)), self.folder / MODEL
+            )
+        # after the weights: killed between the two, the step is validated again and comes to the same
+        files.append_line(self.folder / VALIDATION, json.dumps(row))
+        self.rows[step] = row
+        if not self.quiet:
+            print(
+                f"{self.recipe.name}: validation at step {step}: AUROC {area.text(3)}, loss {row['loss']:.3f}",
+                file=sys.stderr,
+            )
+
+    def _rank(self, row: Mapping[str, Any]) -> tuple[float, float]:
+        """Higher is better; of equal areas the lower loss."""
+        return (0.0 if self.recipe.select == "loss" else float(row["auroc"]), -float(row["loss"]))
+
+    @property
+    def best(self) -> Mapping[str, Any] | None:
+        """The chosen row, the earlier of equals."""
+        return max((self.rows[step] for step in sorted(self.rows)), key=self._rank, default=None)
+
+    # ------------------------------------------------------------------ what is left behind
+
+    def _finish(self, summary: Summary, record: Record, *, report: bool, baseline: bool) -> ClassifySummary:
+        """Rule from validation scans as they are in use, the test once, predictions, page, record."""
+        path, seed = self.folder / MODEL, self.recipe.train.seed
+        made = load_classification_model(path, device=self.place)
+        validation = score(made, self.validation.scans, seed=seed)
+        made = made.with_rule(chosen_rule(validation))
+        validation = replace(validation, rule=made.rule)
+        best = self.best
+        assert best is not None
+        test = self._test(made)
+        trivial = self._baseline() if test is not None and baseline else None
+        card = replace(
+            self._card(best, precision=summary.precision, warnings=[*summary.warnings, *self.notes]),
+            arguments=made.card.arguments,
+        )
+        if test is not None:
+            area = test.headline
+            said = f"AUROC on {area.patients} test patients, looked at once: {area.text(4)}"
+            card = replace(card, tested_on=(*card.tested_on, said), not_tested_on=card.not_tested_on[1:])
+        files.write_json(path.with_suffix(".json"), to_data(replace(card, sha256=files.sha256(path))))
+        write_predictions(self.folder / PREDICTIONS, {"validation": validation, **({"test": test} if test else {})})
+        told = None if test is None else test.data()
+        record.inputs = {
+            "recipe": files.digest(to_data(self.recipe)),
+            "data": card.training["data"],
+            "init": self.init["sha256"],
+        }
+        record.results = {
+            "kind": self.data.kind,
+            "classes": list(self.data.classes),
+            "init": dict(self.init),
+            "patients": self._patients(),
+            "best": dict(best),
+            "rule": to_data(made.rule),
+            "validation": validation.data(),
+            "test": told,
+            "baseline": None if trivial is None else trivial.data(),
+            "warnings_of_data": self.notes,
+            **asdict(summary),
+        }
+        kept = ["recipe.json", "split.json", "metrics.jsonl", VALIDATION, MODEL, "model.json", PREDICTIONS]
+        record.write(self.folder, [*kept, *([TEST] if test is not None else [])])
+        if report:
+            from ctfoundry.adapt.classify_page import write_report
+
+            shown = {scan.id: scan.image for scan in (*self.parts.validation, *self.parts.test)}
+            write_report(self.folder, validation, test, trivial, list(self.rows.values()), shown, self.notes)
+        shutil.rmtree(self.folder / CACHE, ignore_errors=True)
+        return self._summary(summary, made.rule, told, None if trivial is None else trivial.data())
+
+    def _test(self, made: Classifier) -> ScanScores | None:
+        """The best step on the test scans; predicted once, at the end."""
+        scans = self.parts.test
+        if not scans:
+            return None
+        path = self.folder / TEST
+        if path.is_file():
+            kept = json.loads(path.read_text())
+            ids = set(kept["ids"])
+            scans = tuple(s for s in scans if s.id in ids)
+            logits, failed = np.array(kept["logits"]), dict(kept["failed"])
+            found = ScanScores(
+                kept["method"], made.classes, made.rule, tuple(kept["ids"]), tuple(s.patient for s in scans), logits,
+                coded(scans, made.rule.kind, len(made.classes)), self.recipe.train.seed, failed,
+            )  # fmt: skip
+        else:
+            found = score(made, scans, seed=self.recipe.train.seed)
+            files.write_json(
+                path,
+                {
+                    "method": found.method,
+                    "ids": list(found.ids),
+                    "logits": found.logits.tolist(),
+                    "failed": found.failed,
+                },
+            )
+        self.notes += [f"test scan {id} is left out: {said}" for id, said in found.failed.items()]
+        return found
+
+    def _baseline(self) -> ScanScores | None:
+        count = len(self.parts.train) + len(self.parts.test)
+        if count > BASELINE_SCANS:
+            self.notes.append(
+                f"the regression on the HU histogram was left out: {count} scans are more than {BASELINE_SCANS}"
+            )
+            return None
+        try:
+            return histogram_baseline(
+                self.parts.train, self.parts.test, self.data.kind, self.data.classes, seed=self.recipe.train.seed
+            )
+        except (CTFoundryError, OSError) as error:
+            self.notes.append(f"the regression on the HU histogram was left out: {getattr(error, 'what', error)}")
+            return None
+
+    def _card(self, row: Mapping[str, Any], **more: Any) -> Any:
+        everyone = [
+            [[s.id, s.patient, list(s.target)] for s in getattr(self.parts, n)] for n in ("train", "validation", "test")
+        ]
+        training = {
+            "recipe": to_data(self.recipe),
+            "init": dict(self.init),
+            "data": files.digest(everyone),
+            "steps": row["step"],
+            "of_steps": self.recipe.train.schedule.steps,
+            "patients": self._patients(),
+            "validation": {name: row[name] for name in ("auroc", "low", "high", "loss", "patients")},
+            "threshold": "largest sensitivity + specificity on validation (Youden)",
+            **more,
+        }
+        return replace(
+            self.classifier.card,
+            training=training,
+            seed=self.recipe.train.seed,
+            tested_on=(
+                f"AUROC on {row['patients']} validation patients, by which step and threshold were chosen: {row['auroc']:.4f}",
+            ),
+            not_tested_on=("test patients", "scans of other places, scanners and protocols"),
+        )
+
+    def _patients(self) -> dict[str, int]:
+        return {name: len({s.patient for s in getattr(self.parts, name)}) for name in ("train", "validation", "test")}
+
+    def _summary(
+        self, summary: Summary, rule: Rule, test: Mapping[str, Any] | None, baseline: Mapping[str, Any] | None
+    ) -> ClassifySummary:
+        return ClassifySummary(
+            self.folder, self.folder / MODEL, self.recipe.name, self.init, self.data.kind, self.data.classes,
+            self._patients(), str(self.place), self.best or {}, rule, test, baseline, summary, tuple(self.notes),
+        )  # fmt: skip
+
+
+def _loss(scores: ScanScores) -> float:
+    """The loss that training minimises, without class weights."""
+    import torch
+
+    logits, truth = torch.from_numpy(scores.logits), torch.from_numpy(scores.truth)
+    return float(classification_loss(logits, truth, scores.rule.kind))
+
+
+def chosen_rule(scores: ScanScores) -> Rule:
+    """Thresholds (Youden) and temperature from validation scans."""
+    kind = scores.rule.kind
+    temperature = find_temperature(scores.logits, scores.truth, kind)
+    if kind == "multiclass":
+        return Rule(kind, (), temperature)
+    p = scores.probabilities
+    limits = tuple(metrics.youden(p[:, i], scores.truth[:, i] > 0) for i in range(len(scores.classes)))
+    return Rule(kind, limits, temperature)
+
+
+def write_predictions(path: Path, parts: Mapping[str, ScanScores]) -> None:
+    """A row a scan: id, patient, split, label, probability, calibrated probability, call; several classes have columns of their own."""
+    stream = io.StringIO()
+    table = csv.writer(stream, lineterminator="\n")
+    first = next(iter(parts.values()))
+    one = len(first.classes) == 1
+    tails = [""] if one else [f":{name}" for name in first.classes]
+    columns = [f"{what}{tail}" for tail in tails for what in ("label", "probability", "calibrated", "called")]
+    table.writerow(["id", "patient", "split", *columns])
+    for split, scores in parts.items():
+        for row in range(len(scores.ids)):
+            cells: list[Any] = []
+            for i in range(len(scores.classes)):
+                p = scores.probabilities[row]
+                called = p.argmax() == i if scores.rule.kind == "multiclass" else p[i] >= scores.threshold(i)
+                cells += [
+                    int(scores.truth[row, i]), f"{p[i]:.6f}", f"{scores.calibrated[row, i]:.6f}", int(called),
+                ]  # fmt: skip
+            table.writerow([scores.ids[row], scores.patients[row], split, *cells])
+    files.write_text(path, stream.getvalue())
