@@ -88,3 +88,9 @@ def segmenter(
 def segresnet(classes: int = 5) -> Segmenter:
     made = card(classes)
     return Segmenter.of(initialise(SegResNetDS(**made.arguments), Key.of("seg")), made)
+
+
+def sided() -> Segmenter:
+    """One whose names tell left from right."""
+    made = replace(card(3), names=("background", "kidney_left", "kidney_right"))
+    return Segmenter.of(Local(3), made)

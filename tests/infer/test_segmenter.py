@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -225,3 +228,84 @@ def test_an_eighth_of_the_logits_is_enough(grid, monkeypatch):
 
     with torch.no_grad():  # the measure sees what it should
         assert peak_bytes(held) > full
+
+
+def test_labels_and_probabilities_of_one_pass():
+    segmenter, volume = networks.segmenter(), worlds.body()
+    labels, shares = segmenter.both(volume, ["part5", "part2"], largest=True)
+    np.testing.assert_array_equal(labels.voxels, segmenter(volume, largest=True).voxels)
+    alone = segmenter.probabilities(volume, ["part2", "part5"])
+    assert list(shares) == ["part5", "part2"]
+    for name, share in shares.items():
+        np.testing.assert_array_equal(share.voxels, alone[name].voxels)
+
+
+def test_flips_from_side_to_side_are_refused_where_names_tell_sides():
+    plain, volume = networks.segmenter(4), worlds.body()
+    sided = networks.sided()
+    assert plain.mirrors() == (0, 1, 2)
+    assert sided.mirrors() == (0, 1)  # prepared as SPL
+    plain(volume, settings=Pass(mirror=(2,)))
+    sided(volume, settings=Pass(mirror=(0, 1)))
+    with pytest.raises(ContractError, match="calls a left kidney right") as error:
+        sided(volume, settings=Pass(mirror=(1, 2)))
+    assert error.value.do == "flip other axes: 0, 1"
+    # where the preparation keeps the scan's own axes, they are looked at scan by scan
+    loose = replace(sided.preparation, resampling=replace(sided.preparation.resampling, orientation=None))
+    free = replace(sided, preparation=loose)
+    with pytest.raises(ContractError, match="fixes no orientation"):
+        free.mirrors()
+    turned = worlds.body(shape=(24, 30, 40), spacing=(2, 2, 2), code="LPS")
+    free(turned, settings=Pass(mirror=(1, 2)))
+    with pytest.raises(ContractError, match="axis 0 runs from one side to the other"):
+        free(turned, settings=Pass(mirror=(0,)))
+
+
+ALLOCATE = """
+import os, resource, sys, warnings
+import torch
+import worlds
+from ctfoundry.segmenter import Pass
+from infer import networks
+
+torch.set_num_threads(1)
+segmenter, volume = networks.segmenter(features=5), worlds.body(1, (40, 96, 96), (2.0, 2.0, 2.0))
+segmenter.network.body = torch.nn.Conv3d(1, 5, 1)
+layer = torch.nn.Conv3d(1, 64, 1)  # a window takes some 20 MB here, a hundred at once 2 GB
+real = segmenter.network.trunk
+segmenter.network.trunk = lambda x: real(x) + 0 * layer(x).repeat_interleave(4, 1).mean()
+whole = segmenter(volume, settings=Pass(batch=4))
+
+def attempt(spare):
+    size = next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmSize")) * 1024
+    resource.setrlimit(resource.RLIMIT_AS, (size + spare * 2**20,) * 2)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            found = segmenter(volume, settings=Pass(batch=300))
+        except Exception as error:
+            print(type(error).__name__, str(error).splitlines()[0])
+        else:
+            print((found.voxels == whole.voxels).all(), found.notes)
+    print(*(w.message for w in said), sep="; ", flush=True)
+
+for spare in map(int, sys.argv[1:]):
+    pid = os.fork()
+    if not pid:
+        attempt(spare)
+        os._exit(0)
+    os.waitpid(pid, 0)
+"""
+
+
+def test_memory_that_really_runs_out():
+    """Processes whose address space ends soon: torch's allocator itself fails, as on a machine that is too small."""
+    done = subprocess.run(
+        [sys.executable, "-c", ALLOCATE, "120", "1"], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
+    assert done.returncode == 0, done.stderr
+    enough, warned, never, warned_too = done.stdout.splitlines()
+    said = "out of memory on cpu: one window at a time, stitched on the CPU"
+    assert enough == f"True ('{said}',)"
+    assert warned == warned_too == f"tiny-segmenter: {said}"
+    assert never == "ContractError not even one window at a time fits into the memory of cpu"

@@ -73,7 +73,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Step:
-    """How far the work is: scans finished of all that are to do, and windows of the current one."""
+    """How far the work is: scans through the network of all that are to do, and windows of the current one (0 of 0: one was written)."""
 
     scans: int
     of: int
@@ -90,7 +90,8 @@ class Step:
 @dataclass
 class Outcome:
     """Ids whose label map was written now or was there already; `failed` says what could not be made and why (a scan whose label map is
-    there stands in both when a DICOM object of it is missing). `table`: the rows of volumes.csv. `flagged`: texts by scan."""
+    there stands in both when a DICOM object of it is missing). `table`: the rows of volumes.csv. `flagged`: what to
+    look at, by scan."""
 
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -133,7 +134,7 @@ def segment_many(
     Raises UsageError for structures that the model does not have and for missing packages, StoreError when `out` holds segmentations of
     another model or with other settings.
     """
-    _check(segmenter, options)
+    check(segmenter, options)
     _open(out, segmenter, options)
     outcome, todo = Outcome(), []
     items = {item.id: item for item in scans}
@@ -143,7 +144,7 @@ def segment_many(
             todo.append((item, missing <= {SEG, RTSTRUCT}))
         else:
             outcome.skipped.append(item.id)
-    ended_scans = 0
+    through = 0
 
     def read(task: tuple[Item, bool]) -> _Given:
         item, only_dicom = task
@@ -152,34 +153,34 @@ def segment_many(
         return _Given(item, volume, time.monotonic() - start, only_dicom)
 
     def work(given: _Given) -> _Made:
-        if given.only_dicom:
-            return _Made(given, given.volume, {}, 0.0)
-        start, id = time.monotonic(), given.item.id
-
-        def told(done: int, count: int) -> None:
-            progress(Step(ended_scans, len(todo), done, count, id))
-
-        labels, shares = segmenter.both(
-            replace(given.volume, source=id),
-            options.probabilities,
-            labels=options.labels or None,
-            largest=options.largest,
-            settings=options.settings,
-            progress=told,
-        )
-        return _Made(given, labels, shares, time.monotonic() - start)
+        nonlocal through
+        start, id, before = time.monotonic(), given.item.id, through
+        try:
+            if given.only_dicom:
+                return _Made(given, given.volume, {}, 0.0)
+            labels, shares = segmenter.both(
+                replace(given.volume, source=id),
+                options.probabilities,
+                labels=options.labels or None,
+                largest=options.largest,
+                settings=options.settings,
+                progress=lambda done, count: progress(Step(before, len(todo), done, count, id)),
+            )
+            return _Made(given, labels, shares, time.monotonic() - start)
+        finally:
+            through += 1
 
     def write(_: tuple[Item, bool], made: _Made) -> None:
         _write(out, segmenter, options, made)
 
     for ended in overlapped(todo, read, work, write):
         item = ended.item[0]
-        ended_scans += 1
+        through += ended.stage == "read"
         if ended.error is None:
             outcome.done.append(item.id)
         else:
             outcome.failed[item.id] = said(ended.error)
-        progress(Step(ended_scans, len(todo), 0, 0, item.id))
+        progress(Step(through, len(todo), 0, 0, item.id))
     for id in (*outcome.done, *outcome.skipped):
         lacking = _record(out, id).get("not_written", {})
         texts = [f"no {what}: {why}" for what, why in lacking.items() if what in _asked(options)]
@@ -201,7 +202,8 @@ def said(error: BaseException) -> str:
     return type(error).__name__ + (f": {text}" if text and os.sep not in text else "")
 
 
-def _check(segmenter: Segmenter, options: Options) -> None:
+def check(segmenter: Segmenter, options: Options) -> None:
+    """Raise UsageError for what cannot be asked of this model or on this machine, before anything is written."""
     try:
         segmenter.values([*options.labels, *options.probabilities])
     except CTFoundryError as error:
@@ -352,7 +354,7 @@ def _summarise(out: Path, segmenter: Segmenter, outcome: Outcome) -> None:
     ]
     found = flags(batch)
     outcome.table = rows(batch, found)
-    for flag in found:
+    for flag in (flag for flag in found if not flag.minor):
         outcome.flagged.setdefault(flag.scan, []).append(f"{flag.name}: {flag.what}" if flag.name else flag.what)
     files.write_text(out / "volumes.csv", as_csv(outcome.table))
     model = json.loads((out / "model.json").read_text())

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 HEIGHT = 230
 """Rows of a scan's planes."""
+BAND = 26
+"""Rows above the planes, where the page puts its badge."""
 MOST_ROWS = 4000
 """Rows of the table of volumes; a larger batch shows those that were flagged, and volumes.csv holds all."""
 MOST_NAMES = 12
@@ -65,8 +67,9 @@ def write(
     failed: Mapping[str, str],
 ) -> None:
     """Write the page, for its owner's eyes (mode 0600: it shows pictures of patients)."""
+    odd = [flag for flag in found if not flag.minor]
     said: dict[str, list[str]] = defaultdict(list)
-    for flag in found:
+    for flag in odd:
         said[flag.scan].append(f"{flag.name} {flag.what}" if flag.name else flag.what)
     numbers = [
         (str(len(batch)), "scans"),
@@ -76,10 +79,7 @@ def write(
     ]
     sections: list[Any] = [page.Numbers(numbers)]
     if failed:
-        rows = [(id, text) for id, text in sorted(failed.items())]
-        sections += [page.Heading("Not made"), page.Table(("scan", "why"), rows, caption="What could not be made.")]
-    if found:
-        sections += [page.Heading("To look at"), _flag_table(found)]
+        sections += [page.Heading("Not made"), _failures(failed)]
     cards = [_card(out, record, scan, said[scan.id]) for record, scan in zip(records, batch, strict=True)]
     cards.sort(key=lambda card: card.tone != "poor")
     if cards:
@@ -87,13 +87,17 @@ def write(
             page.Heading("Scans"),
             page.Cards(
                 cards,
-                caption="Outlines in the planes that cut most structures; flagged scans first. The patient's right is on the left.",
+                caption="Outlines in the planes that cut most structures; scans to look at first. The patient's right is on the left.",
                 width=430,
             ),
             page.Figure(_legend(batch), "Colours of the structures that were found.", "Names beside their colours"),
-            page.Heading("Volumes"),
-            *_volume_tables(batch, found),
         ]
+    if odd:
+        table = _flag_table(odd)
+        folded = page.Details(f"{len(odd)} things to look at", [table])
+        sections += [page.Heading("To look at"), folded if len(odd) > MOST_NAMES else table]
+    if cards:
+        sections += [page.Heading("Volumes"), *_volume_tables(batch, odd)]
     text = page.render(
         page.Page(
             title="Segmentations of a batch",
@@ -106,12 +110,21 @@ def write(
     files.write_text(target, text, mode=0o600)
 
 
+def _failures(failed: Mapping[str, str]) -> page.Table:
+    """What could not be made, those with one reason together."""
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for id, text in sorted(failed.items()):
+        reasons[text].append(id)
+    rows = [(text, len(ids), _listed(ids)) for text, ids in sorted(reasons.items(), key=lambda pair: -len(pair[1]))]
+    return page.Table(("why", "scans", "which"), rows, caption="What could not be made.", align="lrl")
+
+
 def _flag_table(found: Sequence[Flag]) -> page.Table:
     shown = found[:MOST_ROWS]
     rule = (
-        f"A volume stands out when it is more than {DEVIATIONS:g} robust deviations from the batch's median (from {BATCH} scans on, structures "
-        f"that touch the border left aside); a structure in more than {MANY_PARTS} parts of at least a hundredth of it; a structure on the other side "
-        "of the body than its name says. A click on a column's name sorts."
+        f"Volumes more than {DEVIATIONS:g} robust deviations from the batch's median (from {BATCH} scans on, structures that touch the border left "
+        f"aside); structures in more than {MANY_PARTS} parts of at least a hundredth of them; structures on the other side of the body than their name "
+        "says. A click on a column's name sorts."
     )
     return page.Table(
         ("scan", "structure", "what"),
@@ -129,7 +142,7 @@ def _card(out: Path, record: Mapping[str, Any], scan: Measured, said: Sequence[s
         "cut off": _listed([m.name for m in there if m.cut_at]),
         "not found": _listed([m.name for m in scan.measures if not m.voxels]),
         "notes": _listed(record["notes"]),
-        **{f"flag {k}": text for k, text in enumerate(said[:MOST_NAMES], 1)},
+        "look at": "; ".join(said),
     }
     return page.Card(
         image=_picture(out / "scans" / f"{scan.id}.png"),
@@ -151,9 +164,10 @@ def _picture(path: Path) -> Picture:
 
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            shown = np.asarray(image.convert("RGB"))
     except OSError:  # removed by hand, perhaps because it shows a patient
-        return np.zeros((HEIGHT, 2 * HEIGHT, 3), dtype=np.uint8)
+        shown = np.zeros((HEIGHT, 2 * HEIGHT, 3), dtype=np.uint8)
+    return np.pad(shown, ((BAND, 0), (0, 0), (0, 0)))
 
 
 def _legend(batch: Sequence[Measured]) -> Picture:
@@ -221,7 +235,7 @@ def _volume_tables(batch: Sequence[Measured], found: Sequence[Flag]) -> list[Any
             shown,
             align="llrrrrrll",
             caption=("Each structure in each scan; 0 ml: not found." if every else "Flagged structures; `volumes.csv` holds all.")
-            + " Cut at: the sides of the scan that it touches.",
+            + " Cut at: the sides of the scan that it touches; its volume is then only what was scanned.",
             marked=[k for k, row in enumerate(shown) if row[-1]],
             sortable=True,
         ),

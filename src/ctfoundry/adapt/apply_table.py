@@ -146,11 +146,15 @@ def middle(scan: Volume) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Flag:
-    """Something to look at: `what` is wrong with a structure of a scan (name "": with all of it)."""
+    """Something to look at: `what` is odd about a structure of a scan (name "": about all of it).
+
+    `minor`: where a scan ends within a structure, which says something of the scan and its volume, and nothing against the labels.
+    """
 
     scan: str
     name: str
     what: str
+    minor: bool = False
 
 
 @dataclass(frozen=True)
@@ -180,12 +184,13 @@ def flags(batch: Sequence[Measured]) -> list[Flag]:
                     texts.append(
                         f"{m.volume_ml:.4g} ml is {abs(away):.1f} robust deviations {'above' if away > 0 else 'below'} the batch's median of {median:.4g} ml"
                     )
-            if m.cut_at:
-                texts.append(f"touches the border of the scan ({', '.join(m.cut_at)}): incomplete")
             if m.parts > MANY_PARTS:
                 texts.append(f"lies in {m.parts} parts, the largest holds {m.largest:.0%}")
             texts += _side(m, there, scan.middle)
             found += [Flag(scan.id, m.name, text) for text in texts]
+            if m.cut_at:
+                text = f"touches the border of the scan ({', '.join(m.cut_at)}): incomplete"
+                found.append(Flag(scan.id, m.name, text, minor=True))
     return found
 
 

@@ -43,7 +43,7 @@ def segment(
 ) -> None:
     """Label maps of scans on their own grids (NIfTI), DICOM SEG and RTSTRUCT, volumes, and a page to check them."""
     from ctfoundry import identity, zoo
-    from ctfoundry.adapt.apply import Options, segment_many
+    from ctfoundry.adapt.apply import Options, check, segment_many
     from ctfoundry.record import Record
     from ctfoundry.retrieval.sources import resolve
     from ctfoundry.train.progress import Progress
@@ -57,6 +57,7 @@ def segment(
         dicom_seg=dicom_seg,
         rtstruct=rtstruct,
     )
+    check(segmenter, options)
     record = Record(["segment", "--model", segmenter.card.name, *_chosen(options)], {}, str(segmenter.device))
     found = resolve(scans)
     out.mkdir(parents=True, exist_ok=True)
@@ -166,8 +167,8 @@ class _Teller:
         else:
             self.before = self.windows
         self.bar.step(self.windows, step.share, seconds)
-        text = f"{step.id}: window {step.windows} of {step.windows_of}" if step.windows_of else f"{step.id} done"
-        text = f"scan {min(step.scans + 1, step.of)} of {step.of}, {text}"
+        text = f"{step.scans} of {step.of} scans through, {step.id}"
+        text += f": window {step.windows} of {step.windows_of}" if step.windows_of else " written"
         if not step.windows_of or now - self.told > LINE_SECONDS or self.bar.is_bar:
             self.told = now
             self.bar.log(self.windows, max(step.share, 1e-6), seconds, text)
