@@ -1,14 +1,24 @@
-"""Verbs of embeddings on disk: embed, retrieve."""
+"""Verbs of embeddings on disk: embed, retrieve, embeddings show|remove|merge|export|compact."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ctfoundry.cli.common import Device, Seed, finish, print_table, say, show, verb
+from ctfoundry.cli.common import Device, Seed, app, finish, print_table, say, show, verb
 from ctfoundry.cli.search import Model, Scans, Weights, triple
+
+if TYPE_CHECKING:
+    from ctfoundry.retrieval.index import Neighbour
+
+Folder = Annotated[Path, typer.Argument(help="folder that `embed` wrote", metavar="OUT")]
+Kind = Literal["npy", "parquet", "csv"]
+Names = Annotated[
+    bool, typer.Option("--names", help="original file names in tables; they may name patients (private, mode 0600)")
+]
 
 
 @verb()
@@ -17,58 +27,292 @@ def embed(
     model: Model,
     out: Annotated[Path, typer.Option("-o", "--out", help="folder for the embeddings; a part-filled one is continued")],
     weights: Weights = None,
-    pool: Annotated[str | None, typer.Option(help="mean, max or min instead of the model's own vector")] = None,
+    pool: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="mean, max, min, a token such as cls, or windows:min; may be repeated; the first is searched"
+        ),
+    ] = None,
+    roi: Annotated[
+        Path | None,
+        typer.Option(help="a vector a label: folder of label maps by id or file name, or a data set's folder"),
+    ] = None,
     windows: Annotated[str | None, typer.Option(help="also each window alone: DxHxW in prepared voxels")] = None,
     overlap: Annotated[float, typer.Option(help="share by which windows overlap")] = 0.0,
+    slices: Annotated[bool, typer.Option("--slices", help="also each slice alone")] = False,
     grids: Annotated[bool, typer.Option("--grids", help="also the feature map of each scan")] = False,
+    patch: Annotated[str | None, typer.Option(help="patch size of a ViT: one number, or one an axis as DxHxW")] = None,
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="of the forward pass")] = "fp32",
+    cohort: Annotated[Path | None, typer.Option(help="cohort file: only its series")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="processes, one thread each (default: this process, all threads)", min=1)
+    ] = None,
+    executor: Annotated[
+        Literal["local", "ray"], typer.Option(help="processes of this machine, or a Ray cluster")
+    ] = "local",
+    address: Annotated[str | None, typer.Option(help="of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT")] = None,
+    export: Annotated[Kind | None, typer.Option(help="also tables of the vectors, in OUT/tables")] = None,
+    names: Names = False,
+    layout: Annotated[
+        Literal["cvpr26"] | None, typer.Option(help="also OUT/cvpr26/CASE.h5, as that challenge's scripts read it")
+    ] = None,
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
-    """Embed scans into a folder that `retrieve` searches."""
-    from ctfoundry import identity, zoo
+    """Embed scans into a folder that `retrieve` searches. Many may fill one folder at once."""
+    from ctfoundry import identity
     from ctfoundry.record import Record
     from ctfoundry.retrieval import embed as embedding
-    from ctfoundry.retrieval.sources import resolve
+    from ctfoundry.retrieval import folders
+    from ctfoundry.retrieval.sources import resolve, with_regions
 
-    encoder = zoo.load_encoder(model, weights=weights, device=device, seed=seed)
+    how = embedding.ModelOf(model, weights, device, seed, _patch(patch))
+    encoder = how.load()
     record = Record(["embed", "--model", encoder.card.name], {"seed": seed}, str(encoder.device))
-    found = resolve(scans)
-    settings = embedding.Settings((pool,) if pool else (), triple(windows) if windows else None, overlap, grids)
+    found = resolve(scans, series=_series(cohort))
+    if roi is not None:
+        from ctfoundry.retrieval.regions import open_regions
+
+        with_regions(found, open_regions(roi))
+    size = triple(windows) if windows else None
+    settings = embedding.Settings(tuple(pool or ()), size, overlap, grids, precision, slices, roi is not None)
     outcome = embedding.embed(
-        [s.scan for s in found.scans], encoder, out, settings, progress=lambda id: say(f"{id} done")
+        [s.scan for s in found.scans],
+        encoder,
+        out,
+        settings,
+        progress=_progress(len(found.scans)),
+        executor=_executor(executor, address, workers),
+        model=how,
+        say=say,
     )
     identity.write_private(out, found.paths)
-    record.inputs = {s.scan.id: s.scan.digest for s in found.scans}
-    record.results = {"done": outcome.done, "skipped": outcome.skipped, "failed": outcome.failed}
-    record.write(out, ["index.parquet", "card.json"])
+    tables = folders.export(out, export, names=names) if export else []
+    cases = folders.challenge_layout(out, names=names) if layout else []
     failed = outcome.failed | found.failed
-    show(
-        {"done": outcome.done, "skipped": outcome.skipped, "failed": failed},
-        lambda: print(f"{len(outcome.done)} embedded, {len(outcome.skipped)} there already, {len(failed)} failed"),
-    )
+    record.inputs = {s.scan.id: s.scan.digest for s in found.scans}
+    record.results = {"done": outcome.done, "skipped": outcome.skipped, "failed": failed}
+    record.write(out, ["index.parquet", "card.json"])
+
+    def table() -> None:
+        print(f"{len(outcome.done)} embedded, {len(outcome.skipped)} there already, {len(failed)} failed")
+        for place in (*tables, *([cases[0].parent] if cases else [])):
+            print(place)
+
+    data = {"done": outcome.done, "skipped": outcome.skipped, "failed": failed}
+    show(data | {"tables": [t.name for t in tables], "cases": len(cases)}, table)
     finish(failed, len(outcome.done) + len(outcome.skipped), found.paths)
 
 
 @verb()
 def retrieve(
-    index: Annotated[Path, typer.Option(help="folder that `embed` wrote")],
+    index: Annotated[list[Path], typer.Option(help="folder that `embed` wrote; several are fused by rank")],
     query: Annotated[str, typer.Option(help="a scan, or an id of the index")],
     k: Annotated[int, typer.Option("-k", help="how many", min=1)] = 5,
+    vector: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="which vectors: window and slice find a scan by its best one (default: the first); one an index"
+        ),
+    ] = None,
+    table: Annotated[Path | None, typer.Option(help="CSV or Parquet with a column of ids, for --where")] = None,
+    where: Annotated[str | None, typer.Option(help='only scans whose row meets this, such as "age > 60"')] = None,
+    table_id: Annotated[str, typer.Option(help="the table's column of ids")] = "id",
+    how: Annotated[
+        Literal["auto", "exact", "hnsw"], typer.Option("--search", help="auto: exact up to a million vectors")
+    ] = "auto",
+    fuse_k: Annotated[float, typer.Option(help="constant of reciprocal rank fusion")] = 60.0,
     device: Device = "auto",
     model: Annotated[
-        str | None, typer.Option(help="the model that made the index; needed when the query is a scan")
+        list[str] | None,
+        typer.Option(help="the model that made the index, where the query is a scan of its own; one an index"),
     ] = None,
     weights: Weights = None,
     seed: Seed = 0,
 ) -> None:
     """The scans most similar to the query, by cosine."""
+    from ctfoundry.errors import UsageError
+    from ctfoundry.retrieval import approximate, filters, fusion
     from ctfoundry.retrieval.embed import load_index
     from ctfoundry.retrieval.sources import query_in_index
 
-    opened = load_index(index)
-    vector, without = query_in_index(index, opened, query, model, weights, device, seed)
-    found = opened.nearest(vector, k, without=without)
+    if (table is None) != (where is None):
+        raise UsageError("--where needs --table, and the other way round")
+    within = filters.where(table, where, id=table_id) if table is not None and where is not None else None
+    vectors, models = _each(vector, len(index), "--vector"), _each(model, len(index), "--model")
+    rankings: list[list[Neighbour]] = []
+    described = []
+    deep = k if len(index) == 1 else max(10 * k, 100)
+    for folder, name, own in zip(index, vectors, models, strict=True):
+        opened = load_index(folder, name)
+        asked, without = query_in_index(folder, opened, query, own, weights, device, seed)
+        searched = approximate.chosen(opened, how, folder / f"graph-{opened.vector.replace(':', '-')}.hnsw")
+        rankings.append(searched.nearest(asked, deep, without=without, within=within))
+        described.append(searched.described())
+        say(f"{folder.name}: {searched.described()}")
+    if len(index) == 1:
+        rows = [_row(n) for n in rankings[0]]
+        columns: tuple[str, ...] = ("id", "similarity")
+    else:
+        fused = fusion.fuse([[n.id for n in ranking] for ranking in rankings], k=fuse_k)[:k]
+        each = [{n.id: n.similarity for n in ranking} for ranking in rankings]
+        rows = [{"id": id, "score": score, "similarities": [own.get(id) for own in each]} for id, score in fused]
+        columns = ("id", "score", "similarities")
+    if rows and rows[0].get("centre") is not None:
+        columns += ("centre",)
     show(
-        {"neighbours": [{"id": n.id, "similarity": n.similarity} for n in found]},
-        lambda: print_table(("rank", "id", "similarity"), [(i, n.id, n.similarity) for i, n in enumerate(found, 1)]),
+        {"neighbours": rows, "search": described},
+        lambda: print_table(("rank", *columns), [(i, *(_text(r[c]) for c in columns)) for i, r in enumerate(rows, 1)]),
     )
+
+
+embeddings_app = typer.Typer(help="Folders of embeddings.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(embeddings_app, name="embeddings")
+
+
+@verb(embeddings_app, "show")
+def show_(out: Folder) -> None:
+    """What a folder holds: model, settings, scans, vectors."""
+    from ctfoundry.retrieval import embed as embedding
+    from ctfoundry.retrieval import parts
+
+    card = embedding.read_card(out)
+    counts: dict[str, int] = {}
+    for row in parts.rows(out):
+        counts[row["vector"]] = counts.get(row["vector"], 0) + 1
+    scans = len(parts.catalogue(out).scans())
+    files = parts.names(out)
+    data = {
+        "model": card["model"]["name"],
+        "settings": card["settings"],
+        "scans": scans,
+        "vectors": counts,
+        "parts": len(files),
+        "bytes": sum(files.values()),
+    }
+
+    def table() -> None:
+        print(f"{scans} scans by {card['model']['name']}, {len(files)} parts, {sum(files.values()) / 2**20:.1f} MiB")
+        print_table(("vector", "rows"), sorted(counts.items()))
+
+    show(data, table)
+
+
+@verb(embeddings_app, "remove")
+def remove_(
+    out: Folder,
+    ids: Annotated[list[str], typer.Argument(help="ids of scans")],
+    compact: Annotated[bool, typer.Option("--compact", help="take their vectors off the disk too")] = False,
+) -> None:
+    """Take scans out; they are not found any more, until they are embedded again."""
+    from ctfoundry.retrieval import folders
+
+    gone = folders.remove(out, ids)
+    freed = folders.compact(out) if compact else 0
+    show({"removed": gone, "freed_bytes": freed}, lambda: print(f"{len(gone)} scans taken out"))
+
+
+@verb(embeddings_app, "merge")
+def merge_(
+    sources: Annotated[list[Path], typer.Argument(help="folders, then the one to put them into", metavar="SRC... OUT")],
+) -> None:
+    """Put folders of the same model and settings together."""
+    from ctfoundry.errors import UsageError
+    from ctfoundry.retrieval import folders
+
+    if len(sources) < 2:
+        raise UsageError("give at least one source and the folder to put it into", do="embeddings merge SRC... OUT")
+    counts = folders.merge(sources[-1], sources[:-1])
+    show({"merged": list(counts.values())}, lambda: print_table(("scans", "from"), [(n, s) for s, n in counts.items()]))
+
+
+@verb(embeddings_app, "export")
+def export_(
+    out: Folder, kind: Annotated[Kind, typer.Argument(help="csv, parquet or npy")], names: Names = False
+) -> None:
+    """Tables of all vectors in OUT/tables; they join to clinical tables by id."""
+    from ctfoundry.retrieval import folders
+
+    written = folders.export(out, kind, names=names)
+    show({"tables": [place.name for place in written]}, lambda: print(*written, sep="\n"))
+
+
+@verb(embeddings_app, "compact")
+def compact_(out: Folder) -> None:
+    """Take vectors that do not count any more off the disk."""
+    from ctfoundry.retrieval import folders
+
+    freed = folders.compact(out)
+    show({"freed_bytes": freed}, lambda: print(f"{freed / 2**20:.1f} MiB freed"))
+
+
+def _executor(name: str, address: str | None, workers: int | None) -> Any:
+    from ctfoundry.errors import UsageError
+
+    if name == "ray":
+        from ctfoundry.ingest.cluster import Cluster
+
+        return Cluster(address, workers)
+    if address is not None:
+        raise UsageError("belongs to --executor ray", where="--address")
+    if workers is None:
+        return None
+    from ctfoundry.ingest import Local
+
+    return Local(workers)
+
+
+def _patch(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    return triple(text) if "x" in text else triple(f"{text}x{text}x{text}")[:1]
+
+
+def _series(cohort: Path | None) -> set[str] | None:
+    if cohort is None:
+        return None
+    from ctfoundry.archive import read_cohort
+
+    return {str(row["series_uid"]) for row in read_cohort(cohort).rows()}
+
+
+def _progress(total: int) -> Any:
+    """Called with each id that is over: now and then a line with the rate and the time left."""
+    import time
+
+    state = {"done": 0, "said": 0.0}
+    started = time.monotonic()
+
+    def step(id: str) -> None:
+        state["done"] += 1
+        now = time.monotonic()
+        if now - state["said"] >= 2 or state["done"] == total:
+            state["said"] = now
+            rate = state["done"] / max(now - started, 1e-9)
+            left = (total - state["done"]) / rate
+            say(f"{state['done']:.0f} of {total} scans, {rate:.2g} a second, {left:.0f} s left ({id})")
+
+    return step
+
+
+def _each(given: Sequence[str] | None, count: int, option: str) -> list[str | None]:
+    from ctfoundry.errors import UsageError
+
+    if not given:
+        return [None] * count
+    if len(given) not in (1, count):
+        raise UsageError(f"give {option} once, or once for each --index")
+    return [*given] * (count if len(given) == 1 else 1)
+
+
+def _row(found: Neighbour) -> dict[str, Any]:
+    row: dict[str, Any] = {"id": found.id, "similarity": found.similarity}
+    if found.centre is not None:
+        row |= {"centre": list(found.centre), "box": None if found.box is None else list(found.box)}
+    return row
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, list):
+        return ", ".join("" if v is None else f"{v:.4g}" for v in value)
+    return value

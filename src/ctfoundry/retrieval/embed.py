@@ -290,7 +290,7 @@ def _made(scan: Scan, encoder: Encoder, settings: Settings, out: Path) -> Made:
         found = list(_vectors(scan, encoder, settings, out))
     except CTFoundryError as error:
         return Made(failed=error.what)  # not where: that is a path, and this goes into run.json
-    except (RuntimeError, ValueError, MemoryError) as error:
+    except Exception as error:  # a defect in reading one scan must not take the others with it
         text = str(error).partition("\n")[0]  # unless it may hold a path
         return Made(failed=type(error).__name__ + (f": {text}" if text and "/" not in text else ""))
     return Made(

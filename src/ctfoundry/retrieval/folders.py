@@ -129,14 +129,15 @@ def _paths(out: Path) -> Mapping[str, str]:
 def export(out: Path, kind: str, *, names: bool = False) -> list[Path]:
     """Tables that join to clinical ones by ``id``: ``OUT/tables/VECTOR.csv`` (or .parquet, or .npy with .csv of its rows).
 
-    Columns: id, for windows and slices x, y, z (centre, mm) and box0 .. box5, then f0, f1 ... `names` adds the file's own name
+    Columns: id, for windows and slices x, y, z (centre, mm) and box0 .. box5, then f0, f1 ... All regions of interest are in one
+    table, ``roi``, with a column `region`. `names` adds the file's own name
     from ``private.json``; such a table is for its owner's eyes (mode 0600, ``private-`` before its name).
     """
     if kind not in EXPORTS:
         raise UsageError(f"tables are {', '.join(EXPORTS)}, not {kind!r}", where="--export")
     own = {id: Path(path.partition("#")[0]).name for id, path in _paths(out).items()} if names else None
     written = []
-    for vector in vector_names(out):
+    for vector in dict.fromkeys(_table(name) for name in vector_names(out)):
         stem = ("private-" if names else "") + "".join(c if c.isalnum() or c in "-_" else "_" for c in vector)
         target = out / "tables" / f"{stem}.{kind}"
         place = target.with_suffix(".csv")
@@ -152,6 +153,10 @@ def export(out: Path, kind: str, *, names: bool = False) -> list[Path]:
     return written
 
 
+def _table(vector: str) -> str:
+    return "roi" if vector.startswith("roi:") else vector
+
+
 def _write_csv(
     out: Path, vector: str, place: Path, own: Mapping[str, str] | None, *, numbers: bool
 ) -> list[Float[np.ndarray, "n c"]]:
@@ -161,12 +166,12 @@ def _write_csv(
         table = csv.writer(stream)
         head = False
         for _, rows, vectors in _living(out):
-            chosen = [i for i, row in enumerate(rows) if row.vector == vector]
+            chosen = [i for i, row in enumerate(rows) if _table(row.vector) == vector]
             if not chosen:
                 continue
             placed = rows[chosen[0]].box is not None
             if not head:
-                columns = ["id", *(["name"] if own is not None else [])]
+                columns = ["id", *(["name"] if own is not None else []), *(["region"] if vector == "roi" else [])]
                 columns += ["x", "y", "z", *(f"box{i}" for i in range(6))] if placed else []
                 columns += [f"f{i}" for i in range(vectors.shape[1])] if numbers else []
                 table.writerow(columns)
@@ -174,6 +179,7 @@ def _write_csv(
             for i in chosen:
                 row = rows[i]
                 line: list[Any] = [row.id, *([own.get(row.id, "")] if own is not None else [])]
+                line += [row.vector.removeprefix("roi:")] if vector == "roi" else []
                 line += [*(row.centre or ("", "", "")), *(row.box or ())] if placed else []
                 # the shortest digits that give the same float32 again
                 line += [str(value) for value in vectors[i]] if numbers else []
@@ -192,7 +198,7 @@ def _to_parquet(place: Path, target: Path, mode: int) -> None:
         columns = [row[0] for row in base.execute("DESCRIBE SELECT * FROM read_csv($1)", [str(place)]).fetchall()]
         kinds = {c: "FLOAT" for c in columns if c[0] == "f" and c[1:].isdigit()}
         kinds |= dict.fromkeys(("x", "y", "z"), "DOUBLE") | dict.fromkeys((f"box{i}" for i in range(6)), "INTEGER")
-        kinds |= dict.fromkeys(("id", "name"), "VARCHAR")
+        kinds |= dict.fromkeys(("id", "name", "region"), "VARCHAR")
         typed = ", ".join(f"'{c}': '{kinds[c]}'" for c in columns)
         source, goal = (str(p).replace("'", "''") for p in (place, part))
         base.execute(

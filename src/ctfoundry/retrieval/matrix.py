@@ -154,9 +154,10 @@ def open_matrix(out: Path, vector: str) -> Matrix:
 
     In a folder that cannot be written to it is made in memory. Raises StoreError for a broken part.
     """
+    missing = False
     for _ in range(8):
         manifest = _read(out, vector)
-        if manifest is None or dict(manifest.parts) != parts.names(out):
+        if missing or manifest is None or dict(manifest.parts) != parts.names(out):
             try:
                 with parts.locked(out, "matrix"):
                     manifest = _brought_up(out, vector)
@@ -165,7 +166,7 @@ def open_matrix(out: Path, vector: str) -> Matrix:
         try:
             return _mapped(out, manifest)
         except FileNotFoundError:
-            continue  # somebody has just replaced this generation
+            missing = True  # somebody has just replaced this generation, or taken a file away
     raise StoreError("its matrix is replaced again and again", where=out, do="try again")
 
 
@@ -193,6 +194,8 @@ def _read(out: Path, vector: str) -> Manifest | None:
 def _brought_up(out: Path, vector: str) -> Manifest:
     """The manifest of all parts; the caller holds the lock."""
     there, manifest = parts.names(out), _read(out, vector)
+    if manifest is not None and not all(_place(out, manifest, kind).is_file() for kind in FILES):
+        manifest = None
     if manifest is not None and dict(manifest.parts) == there:
         return manifest
     if manifest is not None and (dict(manifest.parts).items() <= there.items()):

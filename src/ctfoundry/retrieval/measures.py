@@ -77,7 +77,7 @@ def average_precision(hits: Bool[np.ndarray, "q k"], k: int) -> Float[np.ndarray
     some = hits[:, :k].astype(np.float64)
     precision = np.cumsum(some, 1) / np.arange(1, some.shape[1] + 1)
     found = some.sum(1)
-    return (precision * some).sum(1) / np.where(found > 0, found, 1.0)
+    return np.asarray((precision * some).sum(1) / np.where(found > 0, found, 1.0))
 
 
 def hit_rate(hits: Bool[np.ndarray, "q k"], k: int) -> Float[np.ndarray, "q"]:
@@ -89,12 +89,12 @@ def f1(hits: Bool[np.ndarray, "q k"], k: int) -> Float[np.ndarray, "q"]:
     """Harmonic mean of a query's AP at k and HR at k; 0 where both are. (CT-FM's notebook; no F1 of labels.)"""
     precision, rate = average_precision(hits, k), hit_rate(hits, k)
     total = precision + rate
-    return 2 * precision * rate / np.where(total > 0, total, 1.0)
+    return np.asarray(2 * precision * rate / np.where(total > 0, total, 1.0))
 
 
 def precision(hits: Bool[np.ndarray, "q k"], k: int) -> Float[np.ndarray, "q"]:
     """Share of hits among the first k; where fewer were retrieved, among those."""
-    return hits[:, :k].astype(np.float64).mean(1)
+    return np.asarray(hits[:, :k].astype(np.float64).mean(1))
 
 
 MEASURES: Mapping[str, Callable[[np.ndarray, int], np.ndarray]] = {
