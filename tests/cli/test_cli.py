@@ -119,7 +119,7 @@ def test_embed_retrieve_and_search(data, tmp_path):
     distance = (
         sum((a - float(b)) ** 2 for a, b in zip(itself["hits"][0]["point"], point.split(","), strict=True)) ** 0.5
     )
-    assert distance < 0.1
+    assert distance < 6.7  # answers lie between cells, at most half a cell of 12 x 4 x 4 mm away
 
 
 def test_a_target_that_cannot_be_read_leaves_the_others(data, tmp_path):
