@@ -18,7 +18,9 @@ def test_a_place_finds_itself():
     grid = dense_map(encoder, volume, LEVELS)
     point = grid.world([3, 8, 9])
     hit = find(encoder, volume, point, volume, levels=LEVELS)
-    np.testing.assert_allclose(hit.point, point, atol=1e-6)
+    np.testing.assert_allclose(hit.centres[hit.scores.argmax()], point, atol=1e-6)
+    # the answer lies between cells, at most half a cell of 4 x 4 x 12 mm away
+    assert (np.abs(hit.point - point) <= np.array([2, 2, 6]) + 1e-6).all()
     assert hit.similarity == pytest.approx(1, abs=1e-5)
 
 
@@ -30,12 +32,15 @@ def test_a_moved_scan_is_found_in_its_own_world():
     moved = type(volume)(volume.voxels, affine)
     point = dense_map(encoder, volume, LEVELS).world([4, 7, 9])
     hit = find(encoder, volume, point, moved, levels=LEVELS)
-    np.testing.assert_allclose(np.array(hit.point) - point, (100, -50, 25), atol=1e-6)
+    unmoved = find(encoder, volume, point, volume, levels=LEVELS)
+    np.testing.assert_allclose(np.array(hit.point) - unmoved.point, (100, -50, 25), atol=1e-3)
+    best = hit.centres[hit.scores.argmax()]
+    np.testing.assert_allclose(best - point, (100, -50, 25), atol=1e-6)
     assert hit.heatmap is not None
     assert hit.heatmap.grid == moved.grid
     peak = moved.world(np.unravel_index(int(hit.heatmap.voxels.argmax()), moved.shape))
     # the heat map is linear between cells of 12 x 4 x 4 mm, so its peak is the voxel nearest to the best cell's centre
-    assert np.abs(peak - np.array(hit.point)).max() <= 3.0 + 1e-6
+    assert np.abs(peak - best).max() <= 3.0 + 1e-6
 
 
 def test_levels_count_equally():

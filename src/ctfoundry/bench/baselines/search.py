@@ -21,7 +21,7 @@ def window_vectors(
     network: Callable[[Tensor], Tensor], x: Float[Tensor, "d h w"], size: Vec3, step: Vec3, batch: int = 32
 ) -> tuple[Float[Tensor, "n c"], np.ndarray]:
     """The mean feature of each window, L2-normalised, and the windows' centres as voxels (n, 3)."""
-    grow = [0 if n <= p else -(n - p) % s for n, p, s in zip(x.shape, size, step, strict=True)]
+    grow = [p - n if n <= p else -(n - p) % s for n, p, s in zip(x.shape, size, step, strict=True)]
     x = torch.nn.functional.pad(x, (0, grow[2], 0, grow[1], 0, grow[0]))
     views = x.unfold(0, size[0], step[0]).unfold(1, size[1], step[1]).unfold(2, size[2], step[2])
     index = np.stack(np.meshgrid(*(np.arange(n) for n in views.shape[:3]), indexing="ij"), -1).reshape(-1, 3)
