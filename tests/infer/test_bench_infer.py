@@ -15,12 +15,14 @@ from infer import networks
 
 
 @pytest.mark.monai
-def test_rows(monkeypatch):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_rows(monkeypatch, precision):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(infer, "CASES", (("reduction", (24, 40, 40), (12, 16, 16), 0.5),))
+    monkeypatch.setattr(infer, "CASES", (("reduction", (24, 40, 40), (12, 16, 16), 0.5, precision),))
     (row,) = infer.run(repeats=1)
     assert row["ratio"] == pytest.approx(row["other_s"] / row["ours_s"])
-    assert row["max_error"] < 1e-3
+    # in bf16 the other side rounds its logits to 8 bits, as autocast has it; ours makes them of features in float32
+    assert row["max_error"] < {"fp32": 1e-3, "bf16": 1e-2}[precision]
     assert row["threads"] == 1
     assert row["logits_gib"] == pytest.approx(118 * 24 * 40 * 40 * 4 / 2**30)
 

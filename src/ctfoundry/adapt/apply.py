@@ -286,6 +286,7 @@ def _missing(out: Path, item: Item, options: Options) -> set[str]:
 
 def _write(out: Path, segmenter: Segmenter, options: Options, made: _Made) -> None:
     """All outputs of a scan, its record last."""
+    start = time.monotonic()
     item, old = made.given.item, _record(out, made.given.item.id)
     outputs: dict[str, str] = {}
     not_written: dict[str, str] = {}
@@ -315,6 +316,9 @@ def _write(out: Path, segmenter: Segmenter, options: Options, made: _Made) -> No
     facts = {} if made.given.only_dicom else _facts(out, made)
     sizes = {what: {"name": name, "bytes": (out / name).stat().st_size} for what, name in outputs.items()}
     record = {"id": item.id, "digest": item.digest, **old, **facts}
+    if facts:
+        spent = {"read": made.given.seconds, "network": made.seconds, "write": time.monotonic() - start}
+        record["seconds"] = {stage: round(seconds, 3) for stage, seconds in spent.items()}
     record["outputs"] = old.get("outputs", {}) | sizes
     record["not_written"] = {k: v for k, v in old.get("not_written", {}).items() if k not in sizes} | not_written
     files.write_json(out / "scans" / f"{item.id}.json", record)
@@ -329,7 +333,6 @@ def _facts(out: Path, made: _Made) -> dict[str, Any]:
         "spacing": [round(s, 5) for s in scan.spacing],
         "orientation": scan.orientation,
         "notes": list(dict.fromkeys((*scan.notes, *labels.notes))),
-        "seconds": {"read": round(made.given.seconds, 3), "network": round(made.seconds, 3)},
         "middle": middle(scan) if scan.kind == "hu" else None,
         "measures": to_data(measure(scan, labels)),
     }

@@ -5,6 +5,7 @@ As well as they can be used: float32 (SpatialResample's default is float64), no 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def monai_labels(network: torch.nn.Module, prepared: Prepared, extent: Extent, batch: int, grid: Grid) -> np.ndarray:
+def monai_labels(
+    network: Callable[[Tensor], Tensor], prepared: Prepared, extent: Extent, batch: int, grid: Grid
+) -> np.ndarray:
     """The label of each voxel of `grid`, (d, h, w)."""
     from monai.data.meta_tensor import MetaTensor
     from monai.inferers.utils import sliding_window_inference
