@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ctfoundry import metrics
 from ctfoundry.adapt import augment
 from ctfoundry.adapt.augment import Changes
 from ctfoundry.adapt.class_scores import ScanScores, coded
@@ -165,6 +166,17 @@ def find_temperature(logits: Float64[np.ndarray, "n k"], targets: Int64[np.ndarr
     low, high = np.log(TEMPERATURES)
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-4})
     return float(np.exp(found.x))
+
+
+def chosen_rule(scores: ScanScores) -> Rule:
+    """Thresholds (Youden) and temperature from validation scans."""
+    kind = scores.rule.kind
+    temperature = find_temperature(scores.logits, scores.truth, kind)
+    if kind == "multiclass":
+        return Rule(kind, (), temperature)
+    p = scores.probabilities
+    limits = tuple(metrics.youden(p[:, i], scores.truth[:, i] > 0) for i in range(len(scores.classes)))
+    return Rule(kind, limits, temperature)
 
 
 def histogram_baseline(

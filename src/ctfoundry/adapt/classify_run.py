@@ -6,8 +6,6 @@ last step, with all of these as they are.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shutil
 import sys
@@ -19,28 +17,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctfoundry import files, metrics, parallel
+from ctfoundry import files, parallel
 from ctfoundry.adapt.cases import preparation_digest
 from ctfoundry.adapt.class_scores import ScanScores, coded, score
 from ctfoundry.adapt.classification import (
     ClassificationTask,
+    chosen_rule,
     class_weights,
     classification_loss,
-    find_temperature,
     histogram_baseline,
 )
+from ctfoundry.adapt.classify_begin import begin, leave_unused, size_for
 from ctfoundry.adapt.inputs import Inputs
+from ctfoundry.adapt.predict import write_scores
 from ctfoundry.adapt.recipe import ClassificationRecipe, finetune_recipe
 from ctfoundry.adapt.segmentation import CaseSource, freeze, layer_rates
-from ctfoundry.adapt.tables import TargetScan, TargetSet, open_targets
+from ctfoundry.adapt.tables import TargetSet, open_targets
 from ctfoundry.adapt.target_splits import Parts, few_of_each, split_targets
-from ctfoundry.classifier import Classifier, Rule, assemble, check_memory, fixed_size, make_card
+from ctfoundry.classifier import Classifier, Rule, assemble, check_memory, make_card
 from ctfoundry.encoder import Encoder
 from ctfoundry.errors import CTFoundryError, SettingsError, UsageError
 from ctfoundry.keys import Key
 from ctfoundry.models.initialisation import initialise
-from ctfoundry.preparation import Preparation, prepared_shape
-from ctfoundry.preparation import preparation as preparation_of
+from ctfoundry.preparation import Preparation
 from ctfoundry.record import Record
 from ctfoundry.settings import to_data, with_changes
 from ctfoundry.train import Summary, fit
@@ -48,8 +47,8 @@ from ctfoundry.train.checkpoint import check_same
 from ctfoundry.train.loop import FREE
 from ctfoundry.train.monitor import read_lines
 from ctfoundry.zoo.classifiers import load_classification_model
-from ctfoundry.zoo.files import model_file, read_card, save_model
-from ctfoundry.zoo.models import device_of, load_encoder
+from ctfoundry.zoo.files import save_model
+from ctfoundry.zoo.models import device_of
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +56,6 @@ if TYPE_CHECKING:
 VALIDATION, TEST, MODEL, PREDICTIONS, CACHE = (
     "validation.jsonl", "test.json", "model.safetensors", "predictions.csv", "prepared",
 )  # fmt: skip
-RANDOM = "random"
 BASELINE_SCANS = 400
 """The baseline reads every scan once more; beyond so many it is left out, and the report says so."""
 
@@ -140,7 +138,7 @@ def finetune(
         raise SettingsError(
             "the best step is kept here, not an average of steps", where="train.ema", do="set it to null"
         )
-    encoder, begun = _begin(chosen, init, weights)
+    encoder, begun = begin(chosen, init, weights)
     opened = data if isinstance(data, TargetSet) else open_targets(data, table, target, dataset=name)
     seed = chosen.train.seed
     parts, said = split_targets(opened, seed=seed, validation=chosen.validation, test=chosen.test)
@@ -149,75 +147,6 @@ def finetune(
     with parallel.joined(device_of(device)) as place:
         made = _Run(Path(run), chosen, encoder, begun, opened, parts, (*opened.notes, *said), place, quiet)
         return made.go(minutes, steps, command, report=report, baseline=baseline)
-
-
-def _begin(
-    recipe: ClassificationRecipe, init: str | Path | Encoder | None, weights: str | Path | None
-) -> tuple[Encoder, dict[str, str]]:
-    """The encoder that a run begins from, on the CPU, and what is told of it; raises UsageError where none is named."""
-    if init is None:
-        raise UsageError(
-            "say what the encoder begins with: nobody should train from random weights without knowing",
-            where="--init",
-            do=f"--init MODEL (a run folder, a .safetensors file, hf://owner/name, a name of the zoo with --weights), or --init {RANDOM}",
-        )
-    if isinstance(init, Encoder):
-        encoder = init
-    elif str(init) == RANDOM:
-        encoder = load_encoder(recipe.model, weights="random", device="cpu", seed=recipe.train.seed)
-    elif (
-        Path(init).exists()
-        and model_file(Path(init)).is_file()
-        and read_card(model_file(Path(init))).kind == "classifier"
-    ):
-        model = load_classification_model(model_file(Path(init)))
-        told = {"model": model.card.name, "weights": "trained", "sha256": model.card.sha256}
-        return model.encoder, told
-    else:
-        encoder = load_encoder(init, weights=weights, device="cpu", seed=recipe.train.seed)
-    card = encoder.card
-    return encoder, {"model": card.name, "weights": card.weights, "sha256": card.sha256}
-
-
-def size_for(recipe: ClassificationRecipe, encoder: Encoder, scans: Sequence[TargetScan]) -> Preparation:
-    """The recipe's preparation (or the encoder's own) with one size for every scan: the recipe's, the preparation's, the encoder's cube, or
-    along each axis that of the largest training scan, in whole cells of the encoder."""
-    base = preparation_of(recipe.preparation) if recipe.preparation else encoder.preparation
-    if recipe.size is not None:
-        return fixed_size(base, recipe.size)
-    if base.sizing.crop is not None:
-        return fixed_size(base, base.sizing.crop)
-    if encoder.extent.mode == "cube" and encoder.extent.size is not None:
-        return fixed_size(base, encoder.extent.size)
-    shapes = []
-    for scan in scans:
-        try:
-            shapes.append(prepared_shape(base, scan.image()))
-        except (CTFoundryError, OSError):
-            continue  # the loop names it
-    if not shapes:
-        raise UsageError("no training scan can be read", do="`ctfoundry inspect` says what the folder holds")
-    multiple = [max(level.stride[axis] for level in encoder.levels) for axis in range(3)]
-    a, b, c = (-(-max(column) // m) * m for column, m in zip(zip(*shapes, strict=True), multiple, strict=True))
-    return fixed_size(base, (a, b, c))
-
-
-def leave_unused(classifier: Classifier) -> int:
-    """Freeze weights of the encoder that have no part in the answers (a text tower, a token nobody asks for); returns how many tensors.
-
-    The optimiser's state on disk and processes that train together want a gradient of every weight.
-    """
-    import torch
-
-    size = [2 * max(level.stride[axis] for level in classifier.encoder.levels) for axis in range(3)]
-    wanted = [p for p in classifier.network.parameters() if p.requires_grad]
-    channels = int(getattr(classifier.encoder.network, "in_channels", 1))
-    classifier.forward(torch.zeros(1, channels, *size, device=classifier.device)).sum().backward()
-    unused = [p for p in wanted if p.grad is None]
-    for weight in wanted:
-        weight.requires_grad_(weight.grad is not None)
-        weight.grad = None
-    return len(unused)
 
 
 class _Run:
@@ -412,7 +341,7 @@ class _Run:
             said = f"AUROC on {area.patients} test patients, looked at once: {area.text(4)}"
             card = replace(card, tested_on=(*card.tested_on, said), not_tested_on=card.not_tested_on[1:])
         files.write_json(path.with_suffix(".json"), to_data(replace(card, sha256=files.sha256(path))))
-        write_predictions(self.folder / PREDICTIONS, {"validation": validation, **({"test": test} if test else {})})
+        write_scores(self.folder / PREDICTIONS, {"validation": validation, **({"test": test} if test else {})})
         told = None if test is None else test.data()
         record.inputs = {
             "recipe": files.digest(to_data(self.recipe)),
@@ -529,36 +458,3 @@ def _loss(scores: ScanScores) -> float:
 
     logits, truth = torch.from_numpy(scores.logits), torch.from_numpy(scores.truth)
     return float(classification_loss(logits, truth, scores.rule.kind))
-
-
-def chosen_rule(scores: ScanScores) -> Rule:
-    """Thresholds (Youden) and temperature from validation scans."""
-    kind = scores.rule.kind
-    temperature = find_temperature(scores.logits, scores.truth, kind)
-    if kind == "multiclass":
-        return Rule(kind, (), temperature)
-    p = scores.probabilities
-    limits = tuple(metrics.youden(p[:, i], scores.truth[:, i] > 0) for i in range(len(scores.classes)))
-    return Rule(kind, limits, temperature)
-
-
-def write_predictions(path: Path, parts: Mapping[str, ScanScores]) -> None:
-    """A row a scan: id, patient, split, label, probability, calibrated probability, call; several classes have columns of their own."""
-    stream = io.StringIO()
-    table = csv.writer(stream, lineterminator="\n")
-    first = next(iter(parts.values()))
-    one = len(first.classes) == 1
-    tails = [""] if one else [f":{name}" for name in first.classes]
-    columns = [f"{what}{tail}" for tail in tails for what in ("label", "probability", "calibrated", "called")]
-    table.writerow(["id", "patient", "split", *columns])
-    for split, scores in parts.items():
-        for row in range(len(scores.ids)):
-            cells: list[Any] = []
-            for i in range(len(scores.classes)):
-                p = scores.probabilities[row]
-                called = p.argmax() == i if scores.rule.kind == "multiclass" else p[i] >= scores.threshold(i)
-                cells += [
-                    int(scores.truth[row, i]), f"{p[i]:.6f}", f"{scores.calibrated[row, i]:.6f}", int(called),
-                ]  # fmt: skip
-            table.writerow([scores.ids[row], scores.patients[row], split, *cells])
-    files.write_text(path, stream.getvalue())

@@ -1,0 +1,88 @@
+"""What a classification run begins with: an encoder, one size for every scan, and which weights have a part in the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ctfoundry.adapt.recipe import ClassificationRecipe
+from ctfoundry.adapt.tables import TargetScan
+from ctfoundry.classifier import Classifier, fixed_size
+from ctfoundry.encoder import Encoder
+from ctfoundry.errors import CTFoundryError, UsageError
+from ctfoundry.preparation import Preparation, prepared_shape
+from ctfoundry.preparation import preparation as preparation_of
+from ctfoundry.zoo.classifiers import load_classification_model
+from ctfoundry.zoo.files import model_file, read_card
+from ctfoundry.zoo.models import load_encoder
+
+RANDOM = "random"
+
+
+def begin(
+    recipe: ClassificationRecipe, init: str | Path | Encoder | None, weights: str | Path | None
+) -> tuple[Encoder, dict[str, str]]:
+    """The encoder that a run begins from, on the CPU, and what is told of it; raises UsageError where none is named."""
+    if init is None:
+        raise UsageError(
+            "say what the encoder begins with: nobody should train from random weights without knowing",
+            where="--init",
+            do=f"--init MODEL (a run folder, a .safetensors file, hf://owner/name, a name of the zoo with --weights), or --init {RANDOM}",
+        )
+    if isinstance(init, Encoder):
+        encoder = init
+    elif str(init) == RANDOM:
+        encoder = load_encoder(recipe.model, weights="random", device="cpu", seed=recipe.train.seed)
+    elif (
+        Path(init).exists()
+        and model_file(Path(init)).is_file()
+        and read_card(model_file(Path(init))).kind == "classifier"
+    ):
+        model = load_classification_model(model_file(Path(init)))
+        told = {"model": model.card.name, "weights": "trained", "sha256": model.card.sha256}
+        return model.encoder, told
+    else:
+        encoder = load_encoder(init, weights=weights, device="cpu", seed=recipe.train.seed)
+    card = encoder.card
+    return encoder, {"model": card.name, "weights": card.weights, "sha256": card.sha256}
+
+
+def size_for(recipe: ClassificationRecipe, encoder: Encoder, scans: Sequence[TargetScan]) -> Preparation:
+    """The recipe's preparation (or the encoder's own) with one size for every scan: the recipe's, the preparation's, the encoder's cube, or
+    along each axis that of the largest training scan, in whole cells of the encoder."""
+    base = preparation_of(recipe.preparation) if recipe.preparation else encoder.preparation
+    if recipe.size is not None:
+        return fixed_size(base, recipe.size)
+    if base.sizing.crop is not None:
+        return fixed_size(base, base.sizing.crop)
+    if encoder.extent.mode == "cube" and encoder.extent.size is not None:
+        return fixed_size(base, encoder.extent.size)
+    shapes = []
+    for scan in scans:
+        try:
+            shapes.append(prepared_shape(base, scan.image()))
+        except (CTFoundryError, OSError):
+            continue  # the loop names it
+    if not shapes:
+        raise UsageError("no training scan can be read", do="`ctfoundry inspect` says what the folder holds")
+    multiple = [max(level.stride[axis] for level in encoder.levels) for axis in range(3)]
+    a, b, c = (-(-max(column) // m) * m for column, m in zip(zip(*shapes, strict=True), multiple, strict=True))
+    return fixed_size(base, (a, b, c))
+
+
+def leave_unused(classifier: Classifier) -> int:
+    """Freeze weights of the encoder that have no part in the answers (a text tower, a token nobody asks for); returns how many tensors.
+
+    The optimiser's state on disk and processes that train together want a gradient of every weight.
+    """
+    import torch
+
+    size = [2 * max(level.stride[axis] for level in classifier.encoder.levels) for axis in range(3)]
+    wanted = [p for p in classifier.network.parameters() if p.requires_grad]
+    channels = int(getattr(classifier.encoder.network, "in_channels", 1))
+    classifier.forward(torch.zeros(1, channels, *size, device=classifier.device)).sum().backward()
+    unused = [p for p in wanted if p.grad is None]
+    for weight in wanted:
+        weight.requires_grad_(weight.grad is not None)
+        weight.grad = None
+    return len(unused)
