@@ -202,5 +202,5 @@ def test_the_loss_is_the_same_in_pieces_and_layouts(
         assert exact.grad is not None
         worst = (given.grad.double() - exact.grad).abs().max() / exact.grad.abs().max()
         assert worst < (1e-5 if kind == torch.float32 else 5e-3)
-    present = [float(made.dice[b, k]) for b in range(2) for k in range(1, 5) if (target[b] == k).any()]
+    present = [made.dice[b, k].item() for b in range(2) for k in range(1, 5) if (target[b] == k).any()]
     assert float(made.foreground) == pytest.approx(np.mean(present))

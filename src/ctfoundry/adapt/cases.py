@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -259,8 +260,7 @@ def few(
     for i in key.permutation(len(patients)) if shots >= 1 else ():
         those = sorted(own[patients[i]], key=lambda scan: scan.id)
         order = (those[k] for k in key(patients[i]).permutation(len(those)))
-        scan = next((scan for scan in order if holds is None or holds(scan)), None)
-        drawn += [scan] if scan else []
+        drawn += islice((scan for scan in order if holds is None or holds(scan)), 1)
         if len(drawn) == shots:
             return tuple(drawn)
     which = "" if holds is None else f", {len(drawn)} of them with what is to be learnt,"

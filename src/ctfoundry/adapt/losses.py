@@ -85,7 +85,7 @@ class _Agreement(torch.autograd.Function):
         return 2 * both / over, count, entropy / total
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, of_dice: Tensor, _: Tensor, of_entropy: Tensor) -> tuple[Tensor, None]:
         logits, target, both, over, total = ctx.saved_tensors
         kind = over.dtype
