@@ -13,12 +13,15 @@ import pytest
 import torch
 
 import processes
-from adapt.bodies import NAMES, scans
+from adapt.bodies import CLASSES, body, scans
 from ctfoundry import zoo
 from ctfoundry.adapt import finetune as module
-from ctfoundry.adapt.finetune import finetune
-from ctfoundry.adapt.recipe import Augmentation, SegmentationRecipe
+from ctfoundry.adapt.cases import scan_of
+from ctfoundry.adapt.finetune import classes_of, finetune
+from ctfoundry.adapt.recipe import Augmentation, SegmentationRecipe, Tuning
+from ctfoundry.adapt.scores import read_classes, score
 from ctfoundry.encoder import Encoder
+from ctfoundry.errors import SettingsError, UsageError
 from ctfoundry.infer.passes import Extent
 from ctfoundry.metrics import dice
 from ctfoundry.train import LoopSettings, Optimiser, Schedule
@@ -177,7 +180,6 @@ def module_checkpoint(run: Path, step: int) -> tuple[dict[str, torch.Tensor], An
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from adapt.bodies import scans
 from adapt.test_finetune import encoder, recipe
 from ctfoundry.adapt import finetune as module
 
@@ -206,3 +208,54 @@ def test_kill_nine_and_going_on_gives_the_same_model(tmp_path: Path) -> None:
         finetune(recipe(), scans(6), run, init=encoder(), **options)
         assert without_times(rows(run)) == without_times(rows(whole))
         assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_frozen_and_layerwise_with_another_family_and_going_on(tmp_path: Path) -> None:
+    """A transformer has weights without a part here; a run continues with them all the same."""
+    from models.test_combined import encoder as of_family
+
+    given = of_family("vit")
+    for mode in ("frozen", "layerwise"):
+        own = recipe(2, tuning=Tuning(mode), validate_every=1, decoder="unet", augmentation=Augmentation())
+        options: dict[str, Any] = {"device": "cpu", "quiet": True, "report": False}
+        finetune(own, scans(4), tmp_path / mode, init=given, steps=1, **options)
+        done = finetune(own, scans(4), tmp_path / mode, init=given, **options)
+        assert [row["step"] for row in rows(tmp_path / mode)] == [1, 2]
+        assert any("have no part" in text for text in done.warnings) is (mode == "layerwise")
+        tensors, _ = module_checkpoint(tmp_path / mode, 2)
+        moved = {
+            k for k, v in given.network.state_dict().items() if not torch.equal(v, tensors[f"network.encoder.{k}"])
+        }
+        assert bool(moved) is (mode == "layerwise")
+        assert not {name for name in moved if "2D" in name}
+
+
+def test_what_is_wrong_with_the_data_is_said_before_training(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"init": encoder(), "device": "cpu", "quiet": True, "report": False}
+    empty = [scan_of(f"e{i}", body(i)[0], replace(body(i)[1], voxels=0 * body(i)[1].voxels)) for i in range(4)]
+    with pytest.raises(UsageError, match="validation scans holds one of the classes"):
+        finetune(recipe(), empty, tmp_path / "empty", **options)
+    assert not (tmp_path / "empty" / "checkpoints").exists()
+    with pytest.raises(SettingsError, match="for classification"):
+        finetune("classify-tiny", scans(4), tmp_path / "wrong", **options)
+    finetune(recipe(), scans(4), tmp_path / "run", steps=1, **options)
+    with pytest.raises(SettingsError, match="was begun with"):
+        finetune(recipe(), scans(5), tmp_path / "run", steps=1, **options)
+    with pytest.raises(SettingsError, match="init"):
+        finetune(recipe(), scans(4), tmp_path / "run", steps=1, **{**options, "init": "random"})
+    data = module.LabelledSet("bodies", tuple(scans(2)))
+    classes, notes = classes_of(recipe(), data, groups={"dark": ("fat",), "rest": ("bone", "left_side")})
+    assert classes.names == ("dark", "rest")
+    assert not notes
+
+
+def test_score_matches_names_and_parts(tmp_path: Path) -> None:
+    finetune(recipe(), scans(4), tmp_path, init=encoder(), steps=1, device="cpu", quiet=True, report=False)
+    made = zoo.load_segmenter(tmp_path, device="cpu")
+    whole = score(made, scans(2), CLASSES)
+    assert whole.dice.shape == (2, 3)
+    grouped = score(made, scans(2), CLASSES.of({"both": ("bone", "fat")}))
+    taken = [np.isin(made(scan.image()).voxels, (1, 2)) for scan in scans(2)]
+    own = [np.isin(read_classes(scan, CLASSES)[1].voxels, (1, 2)) for scan in scans(2)]
+    wanted = [[(a & b).sum(), a.sum(), b.sum()] for a, b in zip(taken, own, strict=True)]
+    np.testing.assert_array_equal(grouped.counts[:, 0], wanted)

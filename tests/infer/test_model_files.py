@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -150,3 +151,68 @@ def test_monais_segmentation_network_becomes_a_segmenter(tmp_path):
     )
     with pytest.raises(WeightsError, match="it is an encoder alone"):
         zoo.convert_segmenter(encoder, tmp_path / "b.safetensors", networks.names(3))
+
+
+def test_segmenters_have_golden_values_too(tmp_path):
+    from ctfoundry.encoder import Card
+    from ctfoundry.settings import from_data, to_data
+    from ctfoundry.zoo.golden import golden_of
+
+    made = networks.segresnet()
+    golden = golden_of(made)
+    assert golden["vector"] == "logits"
+    assert len(set(golden["values"])) == 16
+    zoo.save_model(replace(made, card=replace(made.card, golden=golden)), tmp_path / "model.safetensors")
+    assert zoo.verify_model(tmp_path / "model.safetensors")["golden"].startswith("met to")
+    # weights of another network under the same card are found out
+    path = tmp_path / "model.json"
+    card = from_data(Card, json.loads(path.read_text()))
+    values = [value + 0.1 for value in golden["values"]]
+    path.write_text(json.dumps(to_data(replace(card, golden={**golden, "values": values}))))
+    with pytest.raises(WeightsError, match="misses its golden values"):
+        zoo.verify_model(tmp_path / "model.safetensors")
+
+
+def test_the_whole_body_segmenter_by_name(tmp_path, monkeypatch):
+    from ctfoundry.zoo import segmenters
+
+    card = zoo.whole_body()
+    assert (len(card.names), card.names[0], card.names[5], card.names[117]) == (
+        118, "background", "liver", "costal_cartilages",
+    )  # fmt: skip
+    small = replace(
+        card, arguments={**card.arguments, "filters": 2, "blocks": [1, 1, 1], "blocks_up": [1, 1], "depth": 2}
+    )
+    monkeypatch.setattr(segmenters, "whole_body", lambda: small)
+    with pytest.raises(WeightsError, match="no weights come with it"):
+        zoo.load_segmenter(zoo.WHOLE_BODY, device="cpu")
+    drawn = zoo.load_any(zoo.WHOLE_BODY, weights="random", device="cpu", seed=5)
+    assert isinstance(drawn, Segmenter)
+    assert (drawn.card.weights, drawn.card.seed) == ("random", 5)
+    zoo.save_model(drawn, tmp_path / "w.safetensors")
+    again = zoo.load_segmenter(zoo.WHOLE_BODY, weights=tmp_path / "w.safetensors", device="cpu")
+    assert again.card.weights == "trained"
+    assert len(again.card.sha256) == 64
+    with pytest.raises(UsageError, match="brings its own weights"):
+        zoo.load_segmenter(tmp_path / "w.safetensors", weights="random")
+    assert isinstance(zoo.load_any(tmp_path / "w.safetensors", device="cpu"), Segmenter)
+
+
+def test_a_segmenter_from_the_hub_is_converted_once(tmp_path, monkeypatch):
+    from safetensors.torch import save_file
+
+    from ctfoundry.zoo import hub, segmenters
+
+    made = networks.segresnet()
+    fetched = []
+    save_file({k: v.contiguous() for k, v in made.network.state_dict().items()}, tmp_path / "model.safetensors")
+    monkeypatch.setenv("CTFOUNDRY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(segmenters, "whole_body", lambda: made.card)
+    monkeypatch.setattr(
+        hub, "fetch", lambda name: fetched.append(name) or hub.Fetched(tmp_path / "model.safetensors", "c0ffee")
+    )
+    for _ in range(2):
+        found = zoo.load_segmenter("hf://someone/whole", device="cpu")
+        assert found.names == made.names
+        assert all((found.network.state_dict()[k] == v).all() for k, v in made.network.state_dict().items())
+    assert len(fetched) == 1

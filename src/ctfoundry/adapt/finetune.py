@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ctfoundry import files, parallel, structures
+from ctfoundry import files, parallel
 from ctfoundry.adapt import initial
 from ctfoundry.adapt.cases import (
+    IGNORE,
     Cases,
     Classes,
     LabelledScan,
@@ -33,9 +34,10 @@ from ctfoundry.adapt.cases import (
     split,
 )
 from ctfoundry.adapt.finetune_report import keep_report
+from ctfoundry.adapt.labelling import survey, system_classes
 from ctfoundry.adapt.recipe import SegmentationRecipe, finetune_recipe
 from ctfoundry.adapt.scores import Scores, interval_data, read_classes, score
-from ctfoundry.adapt.segmentation import CaseSource, SegmentationTask, freeze
+from ctfoundry.adapt.segmentation import CaseSource, SegmentationTask, freeze, layer_rates
 from ctfoundry.encoder import Card, Encoder
 from ctfoundry.errors import SettingsError, UsageError
 from ctfoundry.record import Record
@@ -47,6 +49,7 @@ from ctfoundry.train.loop import FREE
 from ctfoundry.train.monitor import read_lines
 from ctfoundry.volume import Volume
 from ctfoundry.zoo.files import load_segmentation_model, save_model
+from ctfoundry.zoo.golden import golden_of
 from ctfoundry.zoo.models import device_of
 
 if TYPE_CHECKING:
@@ -140,11 +143,17 @@ def finetune(
     seed = chosen.train.seed
     parts = split(opened.scans, seed=seed, validation=validation_share, test=test_share)
     if shots is not None:
-        parts = replace(parts, train=few(parts.train, shots, seed=seed))
+        parts = replace(parts, train=few(parts.train, shots, seed=seed, holds=lambda scan: _holds(scan, classes)))
     with parallel.joined(device_of(device)) as place:
         begun = initial.start(chosen, ("background", *classes.names), init, weights=weights)
         made = _Run(Path(run), chosen, begun, parts, classes, (*opened.notes, *warnings, *begun.notes), place, quiet)
         return made.go(minutes, steps, command, None if cache is None else Path(cache), report=report)
+
+
+def _holds(scan: LabelledScan, classes: Classes) -> bool:
+    """Whether a scan has one of the classes."""
+    found = np.unique(read_classes(scan, classes)[1].voxels)
+    return bool(((found > 0) & (found != IGNORE)).any())
 
 
 def _opened(data: Data, name: str | None) -> LabelledSet:
@@ -160,28 +169,11 @@ def classes_of(
     data: LabelledSet,
     labels: Sequence[str] = (),
     groups: Mapping[str, Sequence[str]] | None = None,
-) -> tuple[Classes, list[str]]:
-    """The classes that are learnt, and warnings: those asked for, else the recipe's label system, else what the data set names.
-
-    Raises UsageError where the data set names none of the recipe's structures, or names them after another label system.
-    """
-    if labels or groups is not None or not recipe.labels:
-        return chosen_classes(data, labels, groups), []
-    wanted, known = structures.chosen(recipe.labels), data.structures
-    other = structures.confused(recipe.labels, known)
-    if other is not None:
-        raise UsageError(
-            f"the data set's labels are those of {other.name!r}, the recipe asks for {recipe.labels!r}",
-            do=f"--set labels={other.name}, if that is what you want",
-        )
-    missing = [name for name in wanted if name not in known]
-    if len(missing) == len(wanted):
-        raise UsageError(
-            f"the data set names no structure of {recipe.labels!r}; it names {', '.join(known[:5])} ...",
-            do='--labels NAME,NAME, or --set labels="" for all that it names',
-        )
-    said = f"{len(missing)} of {len(wanted)} structures of {recipe.labels!r} are in no label map and count as background: {', '.join(missing[:5])}"
-    return Classes.of(wanted), [said + (" ..." if len(missing) > 5 else "")] if missing else []
+) -> tuple[Classes, tuple[str, ...]]:
+    """The classes that are learnt, and notes: those asked for (`chosen_classes`), else the recipe's (`system_classes`)."""
+    if labels or groups is not None:
+        return chosen_classes(data, labels, groups), ()
+    return system_classes(data, recipe.labels)
 
 
 class _Run:
@@ -213,16 +205,29 @@ class _Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._keep(first)
         network = begun.network.to(self.place)
-        cases = Cases(self.parts.train, begun.card.preparation, self.classes, cache=cache)
+        cases = self._surveyed(cache)
+        encoder: Any = network.encoder
+        rates: dict[str, float] = {}
+        left = [] if recipe.tuning.mode == "frozen" else initial.leave_unused(network)
         if recipe.tuning.mode == "frozen":
-            freeze(network.encoder)  # type: ignore[arg-type]
-        left = initial.leave_unused(network)
+            freeze(encoder)
+        elif recipe.tuning.mode == "layerwise":
+            inside = any(module is encoder for module in network.modules())
+            rates = layer_rates(network if inside else encoder, encoder, recipe.tuning.decay)
         if left:
             self.notes.append(
                 f"{len(left)} tensors of the encoder have no part in this and stay as they are: {left[0]} ..."
             )
         initial.standardise(begun, cases, recipe.patch, recipe.train.seed)
-        task = SegmentationTask(network, cases, recipe.patch, begun.multiple)
+        task = SegmentationTask(
+            network,
+            cases,
+            recipe.patch,
+            begun.multiple,
+            augmentation=recipe.augmentation,
+            background=recipe.background,
+            rates=rates,
+        )
 
         def reached(step: int) -> None:
             self.validate(step, network)
@@ -248,11 +253,45 @@ class _Run:
             minutes is not None and (steps is None or summary.steps < steps)
         )
         test = self._test() if ended else None
-        self.notes += [said for each in cases.warnings.values() for said in each]
         self._finish(summary, test, record)
         if report:
             keep_report(self.folder, self._pictured())
         return self._summary(summary, test)
+
+    def _surveyed(self, cache: Path | None) -> Cases:
+        """The training cases, all of which were prepared once: those that cannot be are left out, and what is odd is noted.
+
+        Raises UsageError where no case can be prepared, and where no validation scan holds a class.
+        """
+        scans, preparation = self.parts.train, self.begun.card.preparation
+        cases = Cases(scans, preparation, self.classes, cache=cache)
+        found = survey(cases)
+        self.notes += found.said("training")
+        if found.failed:
+            self.notes += [f"left out of training: {reason}" for reason in found.failed.values()]
+            kept = tuple(scan for scan in scans if scan.id not in found.failed)
+            if not kept:
+                raise UsageError(f"none of the {len(scans)} training scans can be prepared: {self.notes[-1]}")
+            self.parts = replace(self.parts, train=kept)
+            cases = Cases(kept, preparation, self.classes, cache=cache)
+        if parallel.rank() == 0 and not self.rows:
+            present = {name for scan in self.parts.validation for name in self._present(scan)}
+            if not present:
+                raise UsageError(
+                    f"none of the {len(self.parts.validation)} validation scans holds one of the classes",
+                    do="give more labelled scans, another seed (--seed), or a split of your own",
+                )
+            absent = [name for name in self.classes.names if name not in present]
+            if absent:
+                shown = ", ".join(absent[:6]) + (" ..." if len(absent) > 6 else "")
+                self.notes.append(
+                    f"{len(absent)} of {len(self.classes.names)} classes are in no validation scan: {shown}"
+                )
+        return cases
+
+    def _present(self, scan: LabelledScan) -> list[str]:
+        values = np.unique(self._read(scan)[1].voxels)
+        return [name for i, name in enumerate(self.classes.names, 1) if i in values]
 
     def _keep(self, first: bool) -> None:
         """Write what the run is, or compare it with what it was begun as."""
@@ -292,11 +331,6 @@ class _Run:
         with parallel.alone():
             made = self.segmenter(step, network)
             scores = score(made, self.parts.validation, self.classes, read=self._read, seed=self.recipe.train.seed)
-        if not scores.counts[..., 2].any():
-            raise UsageError(
-                f"none of the {len(self.parts.validation)} validation scans holds one of the classes",
-                do="give more labelled scans, another seed (--seed), or a split of your own",
-            )
         row = {"step": step, **_measures(scores, self.parts.validation), "seconds": round(time.monotonic() - began, 2)}
         best = self.best
         if best is None or row["dice"] > best["dice"]:
@@ -375,7 +409,10 @@ class _Run:
             said = f"macro Dice on {test['patients']} test patients, looked at once: {test['dice']:.4f}"
             card = replace(card, tested_on=(*card.tested_on, said), not_tested_on=card.not_tested_on[1:])
         path = self.folder / MODEL
-        files.write_json(path.with_suffix(".json"), to_data(replace(card, sha256=files.sha256(path))))
+        kept = load_segmentation_model(path)
+        files.write_json(
+            path.with_suffix(".json"), to_data(replace(card, sha256=kept.card.sha256, golden=golden_of(kept)))
+        )
         outputs = [
             "recipe.json",
             "split.json",

@@ -55,7 +55,7 @@ def finetune(
         "device": device, "quiet": state.quiet, "command": command,
     }  # fmt: skip
     if isinstance(chosen, ClassificationRecipe):
-        _classification(chosen, data, run, table, target, options)
+        _classification(chosen, data, run, {**options, "name": name, "table": table, "target": target})
         return
     if table is not None or target is not None:
         from ctfoundry.errors import UsageError
@@ -72,17 +72,15 @@ def finetune(
         show(_data(done), lambda: _print(done))
 
 
-def _classification(
-    recipe: Any, data: Path, run: Path, table: Path | None, target: str | None, options: dict[str, Any]
-) -> None:
+def _classification(recipe: Any, data: Path, run: Path, options: dict[str, Any]) -> None:
     from dataclasses import asdict
 
     from ctfoundry.adapt import classify_run
 
-    done = classify_run.finetune(recipe, data, run, table=table, target=target, **options)
+    done = classify_run.finetune(recipe, data, run, **options)
     if os.environ.get("RANK", "0") == "0":
-        found = {name: value for name, value in asdict(done).items() if not isinstance(value, Path)}
-        rows = [(name, value) for name, value in found.items() if isinstance(value, str | int | float)]
+        found = {key: value for key, value in asdict(done).items() if not isinstance(value, Path)}
+        rows = [(key, value) for key, value in found.items() if isinstance(value, str | int | float)]
         show(found, lambda: print_table(("what", "value"), rows))
 
 

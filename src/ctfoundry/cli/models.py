@@ -19,7 +19,10 @@ def zoo_list() -> None:
     """The models by name."""
     from ctfoundry import zoo
 
-    rows = [(c.name, c.architecture, c.preparation.name, c.extent.mode, c.origin) for c in zoo.CARDS.values()]
+    rows = [
+        (c.name, c.architecture, c.preparation.name, c.extent.mode, c.origin)
+        for c in (*zoo.CARDS.values(), zoo.whole_body())
+    ]
     data = [{"name": r[0], "architecture": r[1], "preparation": r[2], "extent": r[3], "origin": r[4]} for r in rows]
     show({"models": data}, lambda: print_table(("name", "architecture", "preparation", "extent", "origin"), rows))
 
@@ -33,6 +36,9 @@ def zoo_show(model: Annotated[str, typer.Argument(help="name of the zoo, run fol
     from ctfoundry.zoo.files import read_card
 
     path = Path(model)
+    if model == zoo.WHOLE_BODY:
+        show(to_data(zoo.whole_body()))
+        return
     if model not in zoo.CARDS and not path.exists():
         raise UsageError(f"{model!r} is neither a model of the zoo nor a file or folder; {nearest(model, zoo.CARDS)}")
     card = zoo.CARDS[model] if model in zoo.CARDS else read_card(zoo.model_file(path))
@@ -60,6 +66,9 @@ def zoo_convert(
     from ctfoundry import zoo
     from ctfoundry.record import Record
 
+    if name == zoo.WHOLE_BODY:
+        _whole_body(source, out)
+        return
     known = source if source.startswith("hf://") else "SRC"
     command = ("zoo", "convert", known, "OUT", *(("--as", name) if name else ()))
     record = Record(command=(*command, *(("--preparation", preparation) if preparation else ())))
@@ -85,6 +94,18 @@ def zoo_convert(
     }
     rows = [(key, _words(value)) for key, value in data.items()]
     show(data, lambda: print_table(("what", "value"), rows))
+
+
+def _whole_body(source: str, out: Path) -> None:
+    """CT-FM's whole-body model with its decoder; names of the outputs are those of TotalSegmentator v2."""
+    from ctfoundry import zoo
+    from ctfoundry.zoo import hub
+
+    place = hub.fetch(hub.parse(source)).path if hub.is_hub(source) else Path(source)
+    target = out if out.suffix == ".safetensors" else out / f"{zoo.WHOLE_BODY}.safetensors"
+    card = zoo.convert_segmenter(place, target, zoo.whole_body().names)
+    data = {"name": card.name, "model": str(target), "structures": len(card.names) - 1, "sha256": card.sha256}
+    show(data, lambda: print_table(("what", "value"), list(data.items())))
 
 
 def _words(value: object) -> str:

@@ -179,7 +179,9 @@ def _fit(
         state = _State(**rest["state"])
     modules = task.modules.to(place, torch.float64 if state.precision == "fp64" else None).train()
     if settings.channels_last:
-        modules.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        for weight in modules.parameters():
+            if weight.ndim == 5:  # a transformer has kernels of slices too, which `Module.to` refuses
+                weight.data = weight.data.to(memory_format=torch.channels_last_3d)
     updater = Updater(
         modules,
         settings.optimiser,

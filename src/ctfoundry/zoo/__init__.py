@@ -8,14 +8,16 @@ from ctfoundry.zoo.files import load_model, model_file, save_model, verify_model
 from ctfoundry.zoo.looks import looks
 from ctfoundry.zoo.models import CARDS, build, load_encoder, register, with_patch
 from ctfoundry.zoo.pairs import load_vision_language
-from ctfoundry.zoo.segmenters import convert_segmenter, load_segmenter, segment
+from ctfoundry.zoo.segmenters import WHOLE_BODY, convert_segmenter, load_any, load_segmenter, segment, whole_body
 
 __all__ = [
     "CARDS",
+    "WHOLE_BODY",
     "Converted",
     "build",
     "convert",
     "convert_segmenter",
+    "load_any",
     "load_classifier",
     "load_encoder",
     "load_model",
@@ -27,5 +29,6 @@ __all__ = [
     "save_model",
     "segment",
     "verify_model",
+    "whole_body",
     "with_patch",
 ]

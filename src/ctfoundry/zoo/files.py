@@ -132,7 +132,8 @@ def verify_model(path: Path) -> dict[str, str | int]:
     from ctfoundry.zoo.golden import check_golden
     from ctfoundry.zoo.looks import looks
 
-    encoder = load_model(path)
+    segments = path.is_file() and read_card(path).kind == "segmenter"
+    encoder = load_segmentation_model(path) if segments else load_model(path)
     card = encoder.card
     worst = check_golden(encoder)
     fresh = looks(encoder.network.state_dict())

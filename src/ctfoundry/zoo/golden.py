@@ -1,6 +1,6 @@
 """Golden values: what a network must answer to one input that anybody can make again.
 
-The card holds a few numbers of the encoder's vector for a small input of counted noise. A network that loads without an error
+The card holds a few numbers of an encoder's vector, or of a segmenter's logits, for a small input of counted noise. A network that loads without an error
 and still is another one (another norm, another order of keys, another patch size) answers differently.
 """
 
@@ -14,13 +14,15 @@ import torch
 from ctfoundry.encoder import Encoder
 from ctfoundry.errors import WeightsError
 from ctfoundry.keys import Key
+from ctfoundry.segmenter import Segmenter
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
 KEPT = 16
-"""Numbers of the vector that a card holds, evenly spread."""
+"""Numbers of the vector, or of the logits, that a card holds, evenly spread."""
+LOGITS = "logits"
 
 
 def golden_input(shape: tuple[int, ...]) -> Float[Tensor, "1 c d h w"]:
@@ -28,21 +30,28 @@ def golden_input(shape: tuple[int, ...]) -> Float[Tensor, "1 c d h w"]:
     return torch.from_numpy(Key.of("golden", *shape).uniform(0, 1, shape)).float()
 
 
-def golden_of(encoder: Encoder) -> dict[str, Any]:
-    """The golden values of an encoder, as the card holds them. Run on the CPU in float32."""
-    stride = [max(level.stride[axis] for level in encoder.levels) for axis in range(3)]
-    depth = 1 if encoder.extent.mode == "slices" else max(16, 2 * stride[0])
-    arguments: Mapping[str, Any] = encoder.card.arguments.get("vision", encoder.card.arguments)
+def golden_of(encoder: Encoder | Segmenter) -> dict[str, Any]:
+    """The golden values of an encoder or a segmenter, as the card holds them. Run on the CPU in float32."""
+    arguments: Mapping[str, Any] = encoder.card.arguments
+    if isinstance(encoder, Segmenter):
+        network: Any = encoder.network
+        arguments = arguments.get("encoder", {}).get("arguments", arguments)
+        stride, slices, vector = list(getattr(network, "multiple", (16, 16, 16))), False, LOGITS
+    else:
+        stride = [max(level.stride[axis] for level in encoder.levels) for axis in range(3)]
+        slices, vector = encoder.extent.mode == "slices", encoder.card.vector
+    arguments = arguments.get("vision", arguments)
     channels = int(arguments.get("in_channels", 1))
+    depth = 1 if slices else max(16, 2 * stride[0])
     shape = (1, channels, depth, max(16, 2 * stride[1]), max(16, 2 * stride[2]))
-    values = _answer(encoder, shape, encoder.card.vector)
+    values = _answer(encoder, shape, vector)
     # Rotary tables in bfloat16 move by thread count and kernel; all else by the order of sums alone.
     share = 2e-2 if arguments.get("rotary") == "bfloat16" else 1e-3
     scale = max((abs(v) for v in values), default=0.0)
-    return {"input": list(shape), "vector": encoder.card.vector, "values": values, "tolerance": share * scale + 1e-6}
+    return {"input": list(shape), "vector": vector, "values": values, "tolerance": share * scale + 1e-6}
 
 
-def check_golden(encoder: Encoder) -> float | None:
+def check_golden(encoder: Encoder | Segmenter) -> float | None:
     """The largest difference from the card's golden values, or None where it has none; raises WeightsError over the tolerance."""
     golden: Mapping[str, Any] = encoder.card.golden
     if not golden:
@@ -52,7 +61,8 @@ def check_golden(encoder: Encoder) -> float | None:
         expected, tolerance = [float(v) for v in golden["values"]], float(golden["tolerance"])
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"the golden values of card {encoder.card.name!r} cannot be read: {error}") from error
-    if len(shape) != 5 or vector not in encoder.vectors or max(shape) > 512:
+    known = (LOGITS,) if isinstance(encoder, Segmenter) else encoder.vectors
+    if len(shape) != 5 or vector not in known or max(shape) > 512:
         raise WeightsError(
             f"the golden values of card {encoder.card.name!r} are of input {shape} and vector {vector!r}"
         )
@@ -66,7 +76,14 @@ def check_golden(encoder: Encoder) -> float | None:
     return worst
 
 
-def _answer(encoder: Encoder, shape: tuple[int, ...], vector: str) -> list[float]:
-    found = encoder.embed(golden_input(shape).to(encoder.device), vector)[0].double().cpu()
+@torch.no_grad()
+def _answer(encoder: Encoder | Segmenter, shape: tuple[int, ...], vector: str) -> list[float]:
+    x = golden_input(shape).to(encoder.device)
+    if isinstance(encoder, Segmenter):
+        found = encoder.network(x).flatten().double().cpu()
+        # as many places as classes and more, never in step with an axis
+        step = max(len(found) // KEPT - 7, 1)
+        return [float(v) for v in found[::step][:KEPT]]
+    found = encoder.embed(x, vector)[0].double().cpu()
     step = -(-len(found) // KEPT)
     return [float(v) for v in found[::step]]

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from ctfoundry import structures
 from ctfoundry.encoder import Card, Encoder
 from ctfoundry.errors import SettingsError, UsageError, WeightsError
 from ctfoundry.infer.passes import Extent
@@ -23,20 +24,85 @@ PUBLISHED = Extent("windows", (96, 160, 160), 0.625, "gaussian")
 """Windows of CT-FM's segmentation models (reference, section 2)."""
 
 
-def load_segmenter(model: str | Path, *, device: str = "auto") -> Segmenter:
+WHOLE_BODY = "ct-fm-whole-body-segmenter"
+"""The one segmenter that the zoo knows by name: CT-FM's, of the 117 structures of TotalSegmentator v2."""
+
+
+def whole_body() -> Card:
+    """The card of `WHOLE_BODY`, without weights."""
+    from ctfoundry.zoo.models import CARDS
+
+    encoder = CARDS["ct-fm-whole-body"]
+    return Card(
+        name=WHOLE_BODY,
+        kind="segmenter",
+        architecture="segresnet-ds",
+        arguments={"classes": 118, **encoder.arguments, "blocks_up": [1, 1, 1, 1], "depth": 4},
+        preparation=encoder.preparation,
+        extent=PUBLISHED,
+        level="",
+        vector="",
+        weights="random",
+        origin=encoder.origin,
+        names=structures.system("totalsegmentator").names,
+    )
+
+
+def load_segmenter(
+    model: str | Path, *, weights: str | Path | None = None, device: str = "auto", seed: int = 0
+) -> Segmenter:
     """A segmenter ready to use, in eval mode.
 
     Parameters
     ----------
-    model : a run folder, or a ``.safetensors`` file with its card beside it.
+    model : a run folder, a ``.safetensors`` file with its card beside it, `WHOLE_BODY`, or ``hf://owner/name[@revision][/file]`` of the
+        same network, which is converted into our cache once and loaded from there.
+    weights : for `WHOLE_BODY`: a ``.safetensors`` file, a hub name, or ``"random"``; random weights come only when asked.
     device : ``auto``, ``cpu`` or ``cuda[:i]``.
+    seed : of random weights.
     """
-    from ctfoundry.zoo.files import load_segmentation_model, model_file
+    from ctfoundry.zoo import hub, models
+    from ctfoundry.zoo.files import load_segmentation_model, load_weights, model_file
 
     place, path = device_of(device), Path(model)
+    if hub.is_hub(model) and weights is None:
+        return load_segmentation_model(_from_hub(str(model)), device=place)
+    if str(model) == WHOLE_BODY:
+        card = whole_body()
+        if weights is None:
+            raise WeightsError(
+                f"{WHOLE_BODY!r} names a network; no weights come with it",
+                do="give weights=FILE.safetensors, hf://project-lighter/whole_body_segmentation, or weights='random'",
+            )
+        if weights == "random":
+            card = replace(card, seed=seed)
+            return Segmenter.of(models.build(card).to(place), card)
+        if hub.is_hub(weights):
+            return load_segmentation_model(_from_hub(str(weights)), device=place)
+        network = models.empty(card)
+        digest = load_weights(network, Path(weights))
+        return Segmenter.of(network.to(place), replace(card, weights="trained", sha256=digest))
     if not path.exists():
-        raise UsageError(f"there is no file or folder {str(model)!r}", do="give a run folder or a .safetensors file")
+        raise UsageError(
+            f"there is no file or folder {str(model)!r}",
+            do=f"give a run folder, a .safetensors file, {WHOLE_BODY} with weights, or hf://owner/name",
+        )
+    if weights is not None:
+        raise UsageError(
+            f"{model}: a run or weight file brings its own weights; weights={weights!r} has no meaning here"
+        )
     return load_segmentation_model(model_file(path), device=place)
+
+
+def _from_hub(name: str) -> Path:
+    """The converted file of a hub name, in our cache."""
+    from ctfoundry.zoo import hub
+
+    wanted = hub.parse(name)
+    path = hub.converted_folder(wanted) / f"{WHOLE_BODY}.safetensors"
+    if not (path.is_file() and path.with_suffix(".json").is_file()):
+        convert_segmenter(hub.fetch(wanted).path, path, whole_body().names)
+    return path
 
 
 def load_any(
@@ -47,12 +113,10 @@ def load_any(
     from ctfoundry.zoo.models import CARDS, load_encoder
 
     path = Path(model)
-    if (
-        str(model) not in CARDS
-        and weights is None
-        and path.exists()
-        and read_card(model_file(path)).kind == "segmenter"
-    ):
+    if str(model) == WHOLE_BODY:
+        return load_segmenter(model, weights=weights, device=device, seed=seed)
+    known = str(model) not in CARDS and weights is None and path.exists()
+    if known and read_card(model_file(path)).kind == "segmenter":
         return load_segmenter(path, device=device)
     return load_encoder(model, weights=weights, device=device, seed=seed)
 
@@ -165,7 +229,7 @@ def convert_segmenter(
     out: str | Path,
     names: Sequence[str],
     *,
-    name: str = "ct-fm-whole-body-segmenter",
+    name: str = WHOLE_BODY,
     preparation: str = "ct-fm-1.5mm",
     extent: Extent = PUBLISHED,
     licence: str = "",
@@ -183,6 +247,7 @@ def convert_segmenter(
     """
     from ctfoundry.zoo import models, sources
     from ctfoundry.zoo.files import check_state, save_model
+    from ctfoundry.zoo.golden import golden_of
 
     target = Path(out)
     if target.suffix != ".safetensors":
@@ -221,4 +286,5 @@ def convert_segmenter(
     expected = network.state_dict()
     check_state(expected, state, raw.path, types=False)
     network.load_state_dict({key: value.to(expected[key].dtype) for key, value in state.items()})
-    return save_model(Segmenter.of(network, card), target)
+    made = Segmenter.of(network, card)
+    return save_model(replace(made, card=replace(card, golden=golden_of(made))), target)
