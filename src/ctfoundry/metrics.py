@@ -130,10 +130,22 @@ def at_threshold(
 
     A rate of nothing is NaN (sensitivity without positives, precision without positive calls); F1 is then 0 where there is any positive.
     """
-    w = np.ones(len(positive)) if weight is None else weight
+    counts = confusion(probabilities, positive, threshold)
+    return rates(counts.sum(0) if weight is None else weight @ counts)
+
+
+def confusion(
+    probabilities: Float64[np.ndarray, "n"], positive: Bool[np.ndarray, "n"], threshold: float
+) -> Float64[np.ndarray, "n 4"]:
+    """1 for each scan in its column: true positive, false positive, false negative, true negative."""
     called = probabilities >= threshold
-    tp, fp = float(w[called & positive].sum()), float(w[called & ~positive].sum())
-    fn, tn = float(w[~called & positive].sum()), float(w[~called & ~positive].sum())
+    cells = (called & positive, called & ~positive, ~called & positive, ~called & ~positive)
+    return np.stack(cells, 1).astype(np.float64)
+
+
+def rates(counts: Float64[np.ndarray, "4"]) -> dict[str, float]:
+    """The measures of `at_threshold` from the numbers of true positives, false positives, false negatives and true negatives."""
+    tp, fp, fn, tn = (float(n) for n in counts)
 
     def share(part: float, whole: float) -> float:
         return part / whole if whole else float("nan")

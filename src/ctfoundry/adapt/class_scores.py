@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,41 +70,41 @@ class ScanScores:
     def measures(self, index: int = 0) -> dict[str, Interval]:
         """Measures of one class against the rest, at its threshold, beside F1 at 0.5 and of a classifier that calls every scan positive."""
         p, better = self.probabilities[:, index], self.calibrated[:, index]
-        positive, limit = self.truth[:, index] > 0, self.threshold(index)
-        everyone = np.ones(len(p))
-        found: dict[str, Callable[[np.ndarray], float]] = {
-            "auroc": lambda w: metrics.auroc(p, positive, w),
-            "average_precision": lambda w: metrics.average_precision(p, positive, w),
+        positive = self.truth[:, index] > 0
+        found = {
+            "auroc": self._interval(lambda w: metrics.auroc(p, positive, w), positive),
+            "average_precision": self._interval(lambda w: metrics.average_precision(p, positive, w), positive),
         }
         if self.rule.kind != "multiclass":
             for name in ("sensitivity", "specificity", "precision", "f1", "accuracy", "balanced_accuracy"):
-                found[name] = lambda w, name=name: metrics.at_threshold(p, positive, limit, w)[name]
-            found["f1_at_half"] = lambda w: metrics.at_threshold(p, positive, 0.5, w)["f1"]
-            found["f1_all_positive"] = lambda w: metrics.at_threshold(everyone, positive, 0.5, w)["f1"]
-            pairs, other = _both(p), _both(better)
-            found["log_loss"] = lambda w: metrics.log_loss(pairs, positive.astype(int), w)
-            found["log_loss_calibrated"] = lambda w: metrics.log_loss(other, positive.astype(int), w)
-        found["brier"] = lambda w: metrics.brier(p, positive, w)
-        found["brier_calibrated"] = lambda w: metrics.brier(better, positive, w)
-        return {name: self._interval(statistic, positive) for name, statistic in found.items()}
+                found[name] = self._rate(name, p, positive, self.threshold(index))
+            found["f1_at_half"] = self._rate("f1", p, positive, 0.5)
+            found["f1_all_positive"] = self._rate("f1", np.ones(len(p)), positive, 0.5)
+            for name, q in (("log_loss", p), ("log_loss_calibrated", better)):
+                own = np.where(positive, q, 1 - q)
+                found[name] = self._mean(-np.log(np.clip(own, 1e-15, 1.0)), positive)
+        found["brier"] = self._mean(np.square(p - positive), positive)
+        found["brier_calibrated"] = self._mean(np.square(better - positive), positive)
+        return found
 
     def overall(self) -> dict[str, Interval]:
         """Of all classes together: macro area (one against the rest), and for exclusive classes accuracy, balanced accuracy, macro F1 and
         log loss. Only for several classes."""
         p, truth = self.probabilities, self.truth
-        found: dict[str, Callable[[np.ndarray], float]] = {
-            "macro_auroc": lambda w: float(
-                np.mean([metrics.auroc(p[:, i], truth[:, i] > 0, w) for i in range(len(self.classes))])
-            )
-        }
         rarest = truth[:, int(truth.sum(0).argmin())] > 0
+
+        def area(w: np.ndarray) -> float:
+            return float(np.mean([metrics.auroc(p[:, i], truth[:, i] > 0, w) for i in range(len(self.classes))]))
+
+        found = {"macro_auroc": self._interval(area, rarest)}
         if self.rule.kind == "multiclass":
-            own, better = truth.argmax(1), self.calibrated
+            own = truth.argmax(1)
             for name in ("accuracy", "balanced_accuracy", "f1"):
-                found[name] = lambda w, name=name: metrics.multiclass_rates(p, own, w)[name]
-            found["log_loss"] = lambda w: metrics.log_loss(p, own, w)
-            found["log_loss_calibrated"] = lambda w: metrics.log_loss(better, own, w)
-        return {name: self._interval(statistic, rarest) for name, statistic in found.items()}
+                rate = partial(_class_rate, name, p, own)
+                found[name] = self._interval(rate, rarest)
+            for name, q in (("log_loss", p), ("log_loss_calibrated", self.calibrated)):
+                found[name] = self._mean(-np.log(np.clip(q[np.arange(len(own)), own], 1e-15, 1.0)), rarest)
+        return found
 
     def calibration_error(self, index: int = 0, *, calibrated: bool = False) -> float:
         """Expected calibration error, ten bins of equal mass. Without an interval: drawing scans again makes it larger."""
@@ -154,14 +154,26 @@ class ScanScores:
         return rows, there.astype(int).tolist() if rare else None
 
     def _interval(self, statistic: Callable[[np.ndarray], float], positive: np.ndarray) -> Interval:
+        """Of a statistic of how often each scan counts."""
         rows, strata = self._rows(positive)
+        return self._drawn(rows, statistic, strata)
+
+    def _rate(self, name: str, p: np.ndarray, positive: np.ndarray, threshold: float) -> Interval:
+        rows, strata = self._rows(positive)
+        counts = rows @ metrics.confusion(p, positive, threshold)
+        return self._drawn(counts, lambda total: metrics.rates(total)[name], strata)
+
+    def _mean(self, values: np.ndarray, positive: np.ndarray) -> Interval:
+        rows, strata = self._rows(positive)
+        sums = rows @ np.stack([values, np.ones(len(values))], 1)
+        return self._drawn(sums, lambda total: float(total[0] / total[1]), strata)
+
+    def _drawn(
+        self, table: np.ndarray, statistic: Callable[[np.ndarray], float], strata: Sequence[int] | None
+    ) -> Interval:
+        """Of a statistic of sums over patients, whose rows `table` has."""
         return stats.resampled(
-            len(rows),
-            lambda weight: statistic(weight @ rows),
-            len(self.ids),
-            seed=self.seed,
-            repeats=REPEATS,
-            strata=strata,
+            len(table), lambda w: statistic(w @ table), len(self.ids), seed=self.seed, repeats=REPEATS, strata=strata
         )
 
     def data(self) -> dict[str, Any]:
@@ -260,5 +272,5 @@ def matched(classifier: Classifier, data: TargetSet) -> list[TargetScan]:
     return [replace(scan, target=tuple(scan.target[i] for i in order)) for scan in data.scans]
 
 
-def _both(p: Float64[np.ndarray, "n"]) -> Float64[np.ndarray, "n 2"]:
-    return np.stack([1 - p, p], 1)
+def _class_rate(name: str, p: np.ndarray, own: np.ndarray, weight: np.ndarray) -> float:
+    return metrics.multiclass_rates(p, own, weight)[name]

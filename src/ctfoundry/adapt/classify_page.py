@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from ctfoundry.errors import CTFoundryError
 from ctfoundry.report import charts, page, planes
 from ctfoundry.stats import Interval
 from ctfoundry.volume import Volume
+
+if TYPE_CHECKING:
+    from ctfoundry.report.page import Cell
 
 WORST = 6
 CHARTED = 6
@@ -163,19 +166,19 @@ def _calibration(main: ScanScores) -> list[page.Section]:
         positive = main.truth[:, i] > 0
         bins = min(10, max(2, len(positive) // 5))
         series = {}
-        counts = []
+        counts = ""
         for what, p in (("as it is", main.probabilities[:, i]), ("calibrated", main.calibrated[:, i])):
             rows = metrics.reliability(p, positive, bins)
             series[what] = (np.array([r[0] for r in rows]), np.array([r[1] for r in rows]))
-            counts.append(", ".join(str(r[2]) for r in rows))
+            counts = counts or ", ".join(str(r[2]) for r in rows)
         series["perfect"] = (np.array([0.0, 1.0]), np.array([0.0, 1.0]))
         chart = charts.lines(series, xlabel=f"mean probability of {name}", ylabel="share of positives", height=3.0)
         found.append(
             page.Figure(
                 chart,
-                f"{name}: {bins} bins of equal mass; scans in them, from the left: {counts[0]} as it is, {counts[1]} calibrated. Calibrated "
-                f"probabilities are at the temperature {main.rule.temperature:.2f}, found on validation scans.",
-                f"reliability of the probabilities of {name}",
+                f"{name}: {bins} bins of equal mass, with {counts} scans from the left. Calibrated probabilities are at the temperature "
+                f"{main.rule.temperature:.2f}, found on validation scans.",
+                "reliability of the probabilities of {name}",
             )
         )
     return found
@@ -184,7 +187,7 @@ def _calibration(main: ScanScores) -> list[page.Section]:
 def _calls(main: ScanScores) -> list[page.Section]:
     if main.rule.kind == "multiclass":
         own, called = main.truth.argmax(1), main.probabilities.argmax(1)
-        table = [
+        table: list[list[Cell]] = [
             [name, *(int(((own == i) & (called == j)).sum()) for j in range(len(main.classes)))]
             for i, name in enumerate(main.classes)
         ]
@@ -193,7 +196,7 @@ def _calls(main: ScanScores) -> list[page.Section]:
                 ["true class", *(f"called {name}" for name in main.classes)], table, caption="Scans by class and call."
             )
         ]
-    rows = []
+    rows: list[list[Cell]] = []
     for i, name in enumerate(main.classes):
         positive, called = main.truth[:, i] > 0, main.probabilities[:, i] >= main.threshold(i)
         rows.append(
