@@ -256,7 +256,8 @@ def few(
     own: dict[str, list[LabelledScan]] = {}
     for scan in scans:
         own.setdefault(scan.patient, []).append(scan)
-    key, patients, drawn = Key.of("shots", seed), sorted(own), []
+    key, patients = Key.of("shots", seed), sorted(own)
+    drawn: list[LabelledScan] = []
     for i in key.permutation(len(patients)) if shots >= 1 else ():
         those = sorted(own[patients[i]], key=lambda scan: scan.id)
         order = (those[k] for k in key(patients[i]).permutation(len(those)))
