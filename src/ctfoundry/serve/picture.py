@@ -43,7 +43,7 @@ class Shown:
     voxels : what is sent, int16; a number of the scan is ``voxels * slope + intercept``.
     unit : "HU", or nothing for other images.
     window : (centre, width) that suits the scan.
-    centre : world mm of the middle of the body.
+    box : lowest and highest x, y, z (mm) of the body: what the page shows first.
     """
 
     volume: Volume
@@ -52,7 +52,13 @@ class Shown:
     intercept: float
     unit: str
     window: tuple[float, float]
-    centre: tuple[float, float, float]
+    box: tuple[tuple[float, ...], tuple[float, ...]]
+
+    @property
+    def centre(self) -> tuple[float, float, float]:
+        """World mm of the middle of the body."""
+        x, y, z = ((a + b) / 2 for a, b in zip(*self.box, strict=True))
+        return x, y, z
 
     @property
     def nbytes(self) -> int:
@@ -73,6 +79,7 @@ class Shown:
             "intercept": self.intercept,
             "window": list(self.window),
             "centre": list(self.centre),
+            "box": [list(corner) for corner in self.box],
             "oblique": round(geometry.obliquity(volume.affine), 1),
         }
 
@@ -91,9 +98,10 @@ def shown(volume: Volume) -> Shown:
         slope, intercept = max(high - low, 1e-6) / 65535, low + max(high - low, 1e-6) * 32768 / 65535
         voxels = np.clip(np.round((voxels.astype(np.float32) - intercept) / slope), -32768, 32767).astype(np.int16)
     centre, width = planes.choose_window(turned)
-    x, y, z = (float(v) for v in planes.body_centre(turned))
+    first, last = planes.picture_box(turned)
+    box = (tuple(float(v) for v in first), tuple(float(v) for v in last))
     unit = "HU" if turned.kind == "hu" else ""
-    return Shown(turned, voxels, slope, intercept, unit, (float(centre), float(width)), (x, y, z))
+    return Shown(turned, voxels, slope, intercept, unit, (float(centre), float(width)), box)
 
 
 def slices(scan: Shown, plane: str, first: int, count: int, step: int = 1) -> bytes:

@@ -51,7 +51,7 @@ export class Finding {
       });
       if (this.query !== query) return;
       const count = [...this.hits.values()].filter((hit) => hit.point && hit.scan !== scan.id).length;
-      this.busy(false, last.type === "cancelled" ? `Stopped; found in ${count}` : `${count} scans${missed ? `, ${missed} could not be searched` : ""}`);
+      this.busy(false, last.type === "cancelled" ? `Stopped after ${count}` : `Searched ${count} ${count === 1 ? "scan" : "scans"}${missed ? `, ${missed} could not be searched` : ""}`);
       if (!count && !missed) byId("hits").append(make("p", { className: "hint", textContent: "There is no other scan to search in." }));
     } catch (error) {
       if (this.query !== query) return;
@@ -84,17 +84,25 @@ export class Finding {
       return;
     }
     hit.canvases = Object.fromEntries(Object.keys(PLANES).map((plane) => [plane, make("canvas", { ariaLabel: `${plane} plane of the found place` })]));
+    const doubt = event.present === false ? make("span", { className: "tag warn", textContent: "perhaps not in this scan" })
+      : event.confidence == null ? null : make("span", { className: "tag", textContent: `confidence ${event.confidence.toFixed(2)}`, title: "share of such answers that were right on phantoms" });
     const bar = make("meter", { min: 0, max: 1, value: Math.max(0, event.similarity), title: "cosine similarity" });
     const facts = own ? make("span", { className: "tag", textContent: "sought" }) : make("span", { className: "number", textContent: event.similarity.toFixed(3) });
     const open = make("button", { textContent: own ? "Back to it" : "Open here", onclick: () => this.jump(event.scan, hit.point) });
-    hit.card.append(make("div", { className: "row" }, title, own ? null : bar, facts, make("span", { className: "spring" }), open), make("div", { className: "trio" }, ...Object.values(hit.canvases)));
+    hit.card.append(make("div", { className: "row" }, title, own ? null : bar, facts, own ? null : doubt, make("span", { className: "spring" }), open), make("div", { className: "trio" }, ...Object.values(hit.canvases)));
     hit.card.hit = hit;
     hit.card.querySelector(".trio").onclick = () => this.jump(event.scan, hit.point);
     const before = [...byId("hits").children].find((card) => !own && !card.hit?.own && (!card.hit || card.hit.similarity < event.similarity));
     if (own) byId("hits").prepend(hit.card);
     else byId("hits").insertBefore(hit.card, before ?? null);
     this.seen.observe(hit.card);
+    this.mark();
     if (event.scan === this.open) this.heated();
+  }
+
+  /** Show which card is that of the open scan. */
+  mark() {
+    for (const hit of this.hits.values()) hit.card?.classList.toggle("current", hit.scan === this.open);
   }
 
   /** Load and draw a card that has come into sight. */
@@ -113,7 +121,7 @@ export class Finding {
     if (!hit.volume || !hit.card.isConnected) return;
     const scan = hit.volume, point = scan.inside(scan.voxel(hit.point));
     const view = {
-      point, middle: scan.shape.map((n) => (n - 1) / 2), zoom: 1, scale: fitting(scan, hit.canvases), spacing: scan.spacing, small: true, mark: true,
+      point, middle: scan.middle, zoom: 1, scale: fitting(scan, hit.canvases), spacing: scan.spacing, small: true, mark: true,
       window: this.query.window && scan.unit === "HU" ? this.query.window : scan.window, heat: this.heatOn ? hit.heat : null,
     };
     for (const [plane, canvas] of Object.entries(hit.canvases)) draw(canvas, plane, scan, view, () => this.paint(hit));

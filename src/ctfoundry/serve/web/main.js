@@ -69,8 +69,16 @@ function showGallery() {
   byId("viewer").hidden = true;
   byId("gallery").hidden = false;
   byId("crumb").textContent = "";
+  byId("reading").textContent = "";
   document.title = "ctfoundry";
   return list(choose);
+}
+
+function home() {
+  clearTimeout(noting);
+  if (viewer.scan) note();
+  history.pushState(null, "", "/");
+  route();
 }
 
 const choose = (id) => { location.hash = `#scan=${encodeURIComponent(id)}`; };
@@ -85,6 +93,7 @@ async function open(id, { point, window } = {}) {
   byId("planes").classList.add("opening");
   finding.open = id;
   if (!finding.query) finding.clear();
+  finding.mark();
   try {
     const scan = viewer.scan?.id === id ? viewer.scan : new Scan(await get(`/api/scans/${encodeURIComponent(id)}`));
     if (mine !== opening) return;
@@ -219,7 +228,7 @@ byId("colours").onchange = () => { overlays(); note(); };
 byId("help").onclick = () => byId("keys").showModal();
 byId("find").onclick = find;
 byId("stop").onclick = () => finding.stop();
-byId("home").onclick = (event) => { event.preventDefault(); location.hash = ""; };
+byId("home").onclick = (event) => { event.preventDefault(); home(); };
 
 const KEYS = {
   ArrowUp: () => viewer.step(viewer.active === "coronal" ? -1 : 1), ArrowDown: () => viewer.step(viewer.active === "coronal" ? 1 : -1),
@@ -228,7 +237,7 @@ const KEYS = {
   1: () => viewer.preset(0), 2: () => viewer.preset(1), 3: () => viewer.preset(2), 4: () => viewer.preset(3), 5: () => viewer.preset(4),
   Enter: find, f: find, h: () => flip("heat"), c: () => flip("colours"), x: () => viewer.change({ cross: !viewer.view.cross }),
   r: () => viewer.reset(), "+": () => viewer.zoom(1.25), "=": () => viewer.zoom(1.25), "-": () => viewer.zoom(0.8),
-  Escape: () => { if (!finding.stop()) location.hash = ""; },
+  Escape: () => { if (!finding.stop()) home(); },
 };
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || byId("keys").open) return;

@@ -14,16 +14,16 @@ const HEAT = new Uint32Array(256).map((_, value) => {
   return ((alpha << 24) | (b << 16) | (g << 8) | r) >>> 0;
 });
 
-/** CSS pixels per millimetre at which a scan fits into canvases of these planes: one scale for all. */
+/** CSS pixels per millimetre at which a scan's body fits into canvases of these planes: one scale for all. */
 export function fitting(scan, canvases) {
   const scales = Object.entries(canvases).map(([plane, canvas]) => {
     const { down, across } = PLANES[plane];
     return Math.min(
-      canvas.clientWidth / (scan.shape[across] * scan.spacing[across]),
-      canvas.clientHeight / (scan.shape[down] * scan.spacing[down]),
+      canvas.clientWidth / ((scan.last[across] - scan.first[across]) * scan.spacing[across]),
+      canvas.clientHeight / ((scan.last[down] - scan.first[down]) * scan.spacing[down]),
     );
   });
-  return Math.max(1e-3, Math.min(...scales) * 0.98);
+  return Math.max(1e-3, Math.min(...scales) * 0.95);
 }
 
 /** Where a voxel position falls on the canvas (CSS pixels), and back. */

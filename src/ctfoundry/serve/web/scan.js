@@ -30,6 +30,12 @@ export class Scan {
     Object.assign(this, facts);
     this.inverse = inverse(this.affine);
     this.loading = new Map();
+    // the body's box in voxels: what is shown at first
+    const [low, high] = this.box, corners = [];
+    for (let i = 0; i < 8; i++) corners.push(this.voxel([0, 1, 2].map((axis) => ((i >> axis) & 1 ? high : low)[axis])));
+    this.first = [0, 1, 2].map((axis) => Math.max(-0.5, Math.min(...corners.map((c) => c[axis]))));
+    this.last = [0, 1, 2].map((axis) => Math.min(this.shape[axis] - 0.5, Math.max(...corners.map((c) => c[axis]))));
+    this.middle = this.first.map((v, axis) => (v + this.last[axis]) / 2);
   }
 
   /** World millimetres of a voxel position. */

@@ -30,9 +30,9 @@ export class Viewer {
   open(scan, { point, window } = {}) {
     this.scan = scan;
     scan.failed = (error) => this.broke?.(error);
-    const start = scan.inside(scan.voxel(point ?? scan.centre));
+    const start = scan.inside(point ? scan.voxel(point) : scan.voxel(scan.centre).map(Math.round));
     this.view = {
-      point: start, middle: scan.shape.map((n) => (n - 1) / 2), zoom: 1, scale: 1, spacing: scan.spacing,
+      point: start, middle: [...scan.middle], zoom: 1, scale: 1, spacing: scan.spacing,
       window: window ?? [...scan.window], cross: this.view?.cross ?? true, heat: null, colours: null,
     };
     this.fit();
@@ -67,7 +67,7 @@ export class Viewer {
 
   reset() {
     this.fit();
-    this.change({ zoom: 1, middle: this.scan.shape.map((n) => (n - 1) / 2), window: [...this.scan.window] });
+    this.change({ zoom: 1, middle: [...this.scan.middle], window: [...this.scan.window] });
     this.marked();
   }
 

@@ -1,0 +1,187 @@
+"""The page in a real browser: open, click, result, switches, a link, a file; nothing from elsewhere, nothing on the console."""
+
+from __future__ import annotations
+
+import base64
+import json
+from urllib.parse import urlsplit
+
+import pytest
+
+import skips
+import worlds
+from ctfoundry import io
+from serve import chromium
+from serve.conftest import TOKEN
+
+SETTLED = "document.querySelectorAll('#planes .busy').length === 0"
+SEARCHED = "document.querySelector('#state').textContent.startsWith('Searched')"
+SPREAD = """(canvas => { const d = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+  let seen = new Set(); for (let i = 0; i < d.length; i += 4) seen.add(d[i] << 16 | d[i+1] << 8 | d[i+2]); return seen.size; })"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = chromium.program()
+    if path is None:
+        pytest.skip(skips.CHROMIUM_ABSENT)
+    return path
+
+
+@pytest.fixture
+def page(browser, served):
+    with chromium.Page(browser) as page:
+        page.open(f"{served.url}/?token={TOKEN}")
+        yield page
+        assert page.problems == []
+        assert {urlsplit(url).netloc for url in page.requests if url.startswith("http")} == {f"127.0.0.1:{served.port}"}
+        assert not any(TOKEN in url for url in page.requests[1:])
+
+
+def enter(page, name):
+    page.run(f"void (location.hash = '#scan={name}')")
+    page.wait(f"document.title.startsWith('{name.removeprefix('scan-')[:8]}') && {SETTLED}")
+    page.wait("document.querySelectorAll('#neighbours .neighbour').length > 0")
+
+
+def middle(page, plane="axial"):
+    x, y, w, h = page.run(
+        f"(b => [b.x, b.y, b.width, b.height])(document.querySelector('#planes canvas[data-plane={plane}]').getBoundingClientRect())"
+    )
+    return x + w / 2, y + h / 2
+
+
+def test_from_the_list_to_the_same_place_in_another_scan(page, index, tmp_path):
+    page.wait("document.querySelectorAll('.card').length === 4 && !document.querySelector('.picture.busy')")
+    assert page.run("location.search") == ""  # the token is out of the address
+    assert "token" not in page.run("document.cookie")
+    enter(page, index.names[0])
+    for plane in ("axial", "coronal", "sagittal"):
+        assert page.run(f"{SPREAD}(document.querySelector('canvas[data-plane={plane}]'))") > 50
+    x, y = middle(page)
+    page.click(x - 20, y + 10)
+    page.wait(SEARCHED)
+    assert page.run("document.querySelectorAll('.hit').length") == 4
+    assert page.run("document.querySelector('.hit .tag').textContent") == "sought"
+    similar = page.run("[...document.querySelectorAll('.hit .number')].map(e => +e.textContent)")
+    assert similar == sorted(similar, reverse=True)
+    page.wait("[...document.querySelectorAll('.hit canvas')].slice(0, 6).every(c => c.width > 50)")
+    page.wait(f"{SPREAD}(document.querySelectorAll('.hit canvas')[3]) > 20")
+    plain = page.run(f"{SPREAD}(document.querySelector('canvas[data-plane=axial]'))")
+    page.key("h")
+    page.wait(f"{SPREAD}(document.querySelector('canvas[data-plane=axial]')) > {plain} + 20")
+    assert len(page.screenshot(tmp_path / "found.png")) > 20_000
+    # jump into the best other scan: its heat map lies over it, and the address leads back here
+    link = page.run(
+        "(document.querySelectorAll('.hit button')[1].click(), document.querySelectorAll('.hit')[1].dataset.scan)"
+    )
+    page.wait(f"location.hash.includes('scan={link}') && {SETTLED}")
+    page.wait("location.hash.includes('show=heat') && location.hash.includes('from=')")
+    page.wait(f"document.querySelector('.hit.current')?.dataset.scan === '{link}'")
+
+
+def test_a_link_shows_the_same_again(page, served, index):
+    enter(page, index.names[1])
+    page.click(*middle(page, "coronal"))
+    page.wait(SEARCHED)
+    page.key("2")
+    page.wait("location.hash.includes('window=-600,1500')")
+    address = page.run("location.hash")
+    shown = page.run("document.querySelector('#reading').textContent")
+    page.run("void (location.hash = '')")
+    page.wait("!document.querySelector('#gallery').hidden && document.querySelectorAll('.card').length === 4")
+    page.call("Page.navigate", url="about:blank")
+    page.open(f"{served.url}/{address}")
+    page.wait(f"{SETTLED} && {SEARCHED}")
+    point = shown.split("(")[1].split(")")[0]
+    page.wait("document.querySelector('#reading').textContent.includes('W 1500 C -600')")
+    again = page.run("document.querySelector('#reading').textContent").split("(")[1].split(")")[0]
+    assert [float(v) for v in again.split(",")] == pytest.approx([float(v) for v in point.split(",")], abs=0.11)
+    assert page.run("location.hash") == address
+
+
+def test_the_number_under_the_pointer_is_the_voxels(page, index):
+    volume = io.read(index.files[2]).reorient("SPL")
+    enter(page, index.names[2])
+    page.run("document.querySelector('#onclick').checked = false")
+    for dx, dy in ((-30, -25), (15, 22), (0, 0)):
+        x, y = middle(page)
+        page.click(x + dx, y + dy)
+        told = page.run("document.querySelector('#reading').textContent")
+        value, place = float(told.split(" HU")[0]), [float(v) for v in told.split("(")[1].split(")")[0].split(",")]
+        k, j, i = (round(v) for v in volume.index(place))
+        assert value == volume.voxels[k, j, i]
+    # the patient's right is on the left, the front is up
+    left, right = (at(page, dx, 0) for dx in (-40, 40))
+    assert left[0] > right[0]
+    up, down = (at(page, 0, dy) for dy in (-40, 40))
+    assert up[1] > down[1]
+    top, bottom = (at(page, 0, dy, "coronal") for dy in (-20, 20))
+    assert top[2] > bottom[2]
+
+
+def at(page, dx, dy, plane="axial"):
+    x, y = middle(page, plane)
+    page.mouse("mouseMoved", x + dx, y + dy)
+    return [
+        float(v)
+        for v in page.run("document.querySelector('#reading').textContent").split("(")[1].split(")")[0].split(",")
+    ]
+
+
+def test_wheel_drag_and_keys(page, index):
+    enter(page, index.names[0])
+    page.run("document.querySelector('#onclick').checked = false")
+    x, y = middle(page)
+    start = at(page, 0, 0)
+    page.mouse("mouseWheel", x, y, deltaX=0, deltaY=120)
+    page.wait(
+        f"Math.abs(+document.querySelector('#reading').textContent.split('(')[1].split(')')[0].split(',')[2] - ({start[2]} - 6)) < 0.2"
+    )
+    page.mouse("mousePressed", x, y, button="left", clickCount=1)
+    page.mouse("mouseMoved", x + 40, y, button="left", buttons=1)
+    page.mouse("mouseReleased", x + 40, y, button="left", clickCount=1)
+    assert page.run("[...document.querySelectorAll('#presets [aria-pressed=true]')].length") == 0
+    page.key("4")
+    assert page.run("document.querySelector('#presets [aria-pressed=true]').textContent") == "Bone"
+    page.key("?")
+    assert page.run("document.querySelector('#keys').open")
+    page.run("document.querySelector('#keys').close()")
+    light = page.run("getComputedStyle(document.body).backgroundColor")
+    page.theme("dark")
+    dark = page.run("getComputedStyle(document.body).backgroundColor")
+    assert sum(map(int, light[4:-1].split(","))) > 600 > 200 > sum(map(int, dark[4:-1].split(",")))
+    page.key("t")  # light, whatever the system says
+    assert page.run("getComputedStyle(document.body).backgroundColor") == light
+    page.key("Escape")
+    page.wait("!document.querySelector('#gallery').hidden")
+
+
+def test_colours_a_file_and_an_error(page, index, tmp_path):
+    enter(page, index.names[0])
+    plain = page.run(f"{SPREAD}(document.querySelector('canvas[data-plane=axial]'))")
+    page.key("c")
+    page.wait(f"{SPREAD}(document.querySelector('canvas[data-plane=axial]')) > {plain} + 20")
+    for size in ((820, 1180), (1280, 800)):
+        page.size(*size)
+        assert page.run("document.documentElement.scrollWidth <= innerWidth")
+    io.write(worlds.body(9, shape=(8, 30, 32)), tmp_path / "new.nii.gz")
+    for name, data in (("wrong", b"no scan"), ("new", (tmp_path / "new.nii.gz").read_bytes())):
+        code = json.dumps(base64.b64encode(data).decode())
+        page.run(
+            f"""(() => {{ const held = new DataTransfer();
+            held.items.add(new File([Uint8Array.from(atob({code}), c => c.charCodeAt(0))], '{name}.nii.gz'));
+            const input = document.querySelector('#file'); input.files = held.files; input.dispatchEvent(new Event('change')); }})()"""
+        )
+        if name == "wrong":
+            page.wait("document.querySelector('.notice')?.textContent.includes('no NIfTI')")
+            page.run("document.querySelector('.notice button').click()")
+            page.problems[:] = [
+                p for p in page.problems if "400" not in p
+            ]  # the browser tells of every refused request
+    page.wait(f"location.hash.startsWith('#scan=upload-') && {SETTLED}")
+    page.wait("document.querySelectorAll('#neighbours .neighbour').length === 4")  # embedded for this
+    page.key("Escape")
+    page.wait("document.querySelector('.carded')?.textContent.includes('this session')")
+    page.run("document.querySelector('.carded > .quiet').click()")
+    page.wait("document.querySelectorAll('.card').length === 4 && !document.querySelector('.carded')")
