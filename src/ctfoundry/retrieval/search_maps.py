@@ -124,7 +124,9 @@ def grid_looking(folder: Path, encoder: Encoder, *, whiten: bool = True) -> Look
     """How the maps of an embeddings folder look: one pass, the card's level. Raises StoreError for those of another model."""
     card = folder / "card.json"
     if not card.is_file():
-        raise StoreError("is no embeddings folder: it has no card.json", where=folder, do="make one with `ctfoundry embed`")
+        raise StoreError(
+            "is no embeddings folder: it has no card.json", where=folder, do="make one with `ctfoundry embed`"
+        )
     if not same_model(json.loads(card.read_text())["model"], to_data(encoder.card)):
         raise StoreError(f"was made by another model than {encoder.card.name!r} or with other weights", where=folder)
     return Looking((encoder.card.level,), whiten=whiten)

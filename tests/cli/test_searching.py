@@ -1,0 +1,74 @@
+"""``search`` and ``evaluate search`` on the command line: boxes, places, maps from disk, calibration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import worlds
+from ctfoundry import io, zoo
+from ctfoundry.volume import Volume
+from program import result, run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("labelled")
+    for seed in range(4):
+        volume = worlds.body(seed, (24, 48, 48))
+        io.write(volume, folder / "scans" / f"case{seed}" / "ct.nii.gz")
+        voxels = np.zeros(volume.shape, np.uint8)
+        voxels[10:14, 20:28, 20:28] = 1
+        if seed != 3:
+            voxels[6:9, 28:34, 14:20] = 2
+        home = folder / "scans" / f"case{seed}"
+        io.write(Volume(voxels, volume.affine, "label"), home / "labels.nii.gz")
+        (home / "labels.json").write_text(json.dumps({"1": "heart", "2": "liver"}))
+    zoo.save_model(worlds.tiny(), folder / "model.safetensors")
+    return folder
+
+
+def test_a_box_several_places_and_maps_from_disk(data, tmp_path):
+    model, query = data / "model.safetensors", data / "scans" / "case0" / "ct.nii.gz"
+    x, y, z = io.read(query).world([12, 24, 24]).tolist()
+    box = f"{x - 8},{y - 8},{z - 8},{x + 8},{y + 8},{z + 8}"
+    target = data / "scans" / "case1" / "ct.nii.gz"
+    found = result("search", "--model", model, "--query", query, "--box", box, "--target", target, "--places", 3)
+    (hit,) = found["hits"]
+    assert len(hit["places"]) == 3
+    assert hit["places"][0]["point"] == hit["point"]
+    assert (found["calibrated"], hit["confidence"], hit["present"]) == (False, None, None)
+
+    index = tmp_path / "index"
+    result("embed", data / "scans", "--model", model, "--grids", "-o", index)
+    ours = result(
+        "search", "--model", model, "--query", query, "--box", box, "--target", target, "--index", index
+    )["hits"][0]  # fmt: skip
+    passed = result(
+        "search", "--model", model, "--query", query, "--box", box, "--target", target, "--levels", "stage4"
+    )["hits"][0]  # fmt: skip
+    np.testing.assert_allclose(ours["similarity"], passed["similarity"], atol=0.02)
+    wrong = run("search", "--model", model, "--query", query, "--target", target)
+    assert wrong.returncode == 2
+    assert "--point or a --box" in wrong.stderr
+
+
+def test_calibrate_then_measure_then_search_with_confidence(data, tmp_path):
+    model, scans = data / "model.safetensors", data / "scans"
+    done = run("evaluate", "search", model, "--data", scans, "--calibrate", "--levels", "stage1,stage2", "--json")
+    assert done.returncode == 0, done.stderr
+    assert (data / "model.search.json").is_file()
+    measured = result("evaluate", "search", model, "--data", scans, "--levels", "stage1,stage2", "-o", tmp_path / "out")
+    assert "these very scans" in measured["notes"][0]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"search.json", "report.html", "run.json"}
+    query = scans / "case0" / "ct.nii.gz"
+    point = ",".join(f"{v:.1f}" for v in io.read(query).world([12, 24, 24]))
+    asked = ("search", "--model", model, "--query", query, "--point", point, "--target", scans / "case1" / "ct.nii.gz")
+    found = result(*asked, "--levels", "stage1,stage2")
+    assert found["calibrated"]
+    assert 0 <= found["hits"][0]["confidence"] <= 1
+    assert isinstance(found["hits"][0]["present"], bool)
+    assert not result(*asked, "--levels", "stage2")["calibrated"]  # made for another way of looking
