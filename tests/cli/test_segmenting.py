@@ -88,3 +88,22 @@ def test_where_dicom_objects_can_refer_to(tmp_path: Path) -> None:
     assert item(f"{folder}#{uid}").series == f"{folder}#{uid}"
     assert item(tmp_path / "a.nii.gz").series is None
     assert "archive" in item(tmp_path / "all.zip").no_series
+
+
+def test_windows_are_counted_over_scans_that_are_written_while_the_next_runs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from ctfoundry.adapt.apply import Step
+    from ctfoundry.cli.segmenting import _Teller
+    from ctfoundry.train.progress import Progress
+
+    teller = _Teller(Progress("segment", unit="window"))
+    for step in (Step(0, 2, 4, 8, "a"), Step(0, 2, 8, 8, "a"), Step(1, 2, 3, 6, "b"), Step(1, 2, 0, 0, "a")):
+        teller(step)
+    assert teller.windows == 11
+    for step in (Step(1, 2, 6, 6, "b"), Step(2, 2, 0, 0, "b")):
+        teller(step)
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("segment: window 11, 50%, ")
+    assert first.endswith("1 of 2 scans through, a written")
+    assert last == "segment: window 14, 100%, 0 s left, 2 of 2 scans through, b written"

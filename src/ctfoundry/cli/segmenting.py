@@ -156,16 +156,16 @@ class _Teller:
     """Shows how far the work is: a bar where stderr is a terminal; else a line a scan, and one now and then within a long scan."""
 
     def __init__(self, bar: Progress) -> None:
-        self.bar, self.start, self.told, self.windows, self.before = bar, time.monotonic(), time.monotonic(), 0, 0
+        self.bar, self.start, self.told = bar, time.monotonic(), time.monotonic()
+        self.windows, self.last = 0, ("", 0)
 
     def __call__(self, step: Step) -> None:
         """After every batch of windows and after every scan."""
         now = time.monotonic()
         seconds = max(now - self.start, 1e-3)
         if step.windows_of:
-            self.windows = self.before + step.windows
-        else:
-            self.before = self.windows
+            self.windows += step.windows - (self.last[1] if self.last[0] == step.id else 0)
+            self.last = step.id, step.windows
         self.bar.step(self.windows, step.share, seconds)
         text = f"{step.scans} of {step.of} scans through, {step.id}"
         text += f": window {step.windows} of {step.windows_of}" if step.windows_of else " written"
