@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 import worlds
@@ -18,13 +19,24 @@ from zoo.sources import worn
 NAMES = ("background", "lung", "liver", "bone")
 
 
+def body(shape: tuple[int, int, int] = (28, 44, 40), seed: int = 0) -> Volume:
+    """A body without a scanner's fill: values under -1024 HU would be no measurement for us, and air for other tools."""
+    made = worlds.body(seed, shape, (6, 3, 3))
+    return made.with_voxels(np.maximum(made.voxels, -1024))
+
+
 def encoder(spacing: tuple[float, float, float] = (6.0, 2.0, 2.0)) -> Encoder:
     made = worlds.tiny(spacing=spacing)
     card = replace(made.card, weights="trained", licence="CC BY 4.0 of a test", origin="a test")
     return Encoder.of(worn(made.network), card)
 
 
-def segmenter(volume: Volume, spacing: tuple[float, float, float] = (5.0, 2.5, 2.5), blocks: int = 4) -> Segmenter:
+def segmenter(
+    volume: Volume,
+    spacing: tuple[float, float, float] = (5.0, 2.5, 2.5),
+    blocks: int = 4,
+    window: tuple[int, int, int] = (16, 32, 32),
+) -> Segmenter:
     """Its head is set so that every class is the largest somewhere in `volume`."""
     base, multiple = PREPARATIONS["ct-fm-1.5mm"], 2 ** (blocks - 1)
     preparation = replace(
@@ -46,7 +58,7 @@ def segmenter(volume: Volume, spacing: tuple[float, float, float] = (5.0, 2.5, 2
             "depth": 2,
         },
         preparation=preparation,
-        extent=Extent("windows", (16, 32, 32), 0.625, "gaussian"),
+        extent=Extent("windows", window, 0.625, "gaussian"),
         level="",
         vector="",
         weights="trained",

@@ -75,7 +75,7 @@ def main() -> None:
     entry(
         predicting.predict_entry_point,
         *("-d", NUMBER, "-c", "3d_fullres", "-f", 0, "-p", "ctfoundryPlans"),
-        *("-i", WORK / "images", "-o", WORK / "tuned", *same),
+        *("-i", WORK / "images", "-o", WORK / "tuned", "--disable_tta", *same),
     )
     lap("predict")
     trained = WORK / "segmenter" / "trained"

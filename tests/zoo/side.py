@@ -75,7 +75,7 @@ def run(arguments: Sequence[object], packages: Path, *paths: Path, cwd: Path | N
     path = os.pathsep.join(map(str, (*paths, packages)))
     env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
-        [sys.executable, *map(str, arguments)], env=env, cwd=cwd, capture_output=True, text=True, timeout=400
+        [sys.executable, *map(str, arguments)], env=env, cwd=cwd, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout

@@ -23,7 +23,7 @@ from program import result, run
 from zoo import exported
 from zoo.sources import state_of
 
-BODY = worlds.body(shape=(28, 44, 40), spacing=(6, 3, 3))
+BODY = exported.body()
 
 
 @pytest.fixture(scope="module")

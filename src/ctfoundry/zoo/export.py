@@ -84,9 +84,11 @@ def load(model: str | Path, *, weights: str | Path | None = None, seed: int = 0)
 
 def writers() -> dict[str, Callable[[Model, Path, Options], Sequence[str]]]:
     """What fills a folder, by the name of the format; each returns notes for the user."""
-    from ctfoundry.zoo import export_hub, export_monai, export_nnunet
+    from ctfoundry.zoo.export_hub import write as hub
+    from ctfoundry.zoo.export_monai import write as monai
+    from ctfoundry.zoo.export_nnunet import write as nnunet
 
-    return {"nnunet": export_nnunet.write, "monai-bundle": export_monai.write, "hub": export_hub.write}
+    return {"nnunet": nnunet, "monai-bundle": monai, "hub": hub}
 
 
 def export(
@@ -159,7 +161,7 @@ def fingerprint(state: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

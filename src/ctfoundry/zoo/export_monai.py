@@ -30,7 +30,7 @@ def preprocessing(preparation: Preparation) -> list[dict[str, Any]]:
         raise UsageError(f"preparation {preparation.name!r} is not written as MONAI's transforms here")
     low, high = intensity.clip
     steps = [
-        _step("LoadImaged", image_only=True, ensure_channel_first=True),
+        _step("LoadImaged", reader="NibabelReader", image_only=True, ensure_channel_first=True),
         # what scanners write outside their field of view is air and no foreground
         _step("ThresholdIntensityd", threshold=AIR, above=True, cval=AIR),
     ]
@@ -247,7 +247,7 @@ def _readme(model: Model) -> str:
 ## Auto3DSeg
 `{AUTO3DSEG}` has these weights under `state_dict`, as the SegResNet algorithm of Auto3DSeg wants a pretrained checkpoint. Its network must be the same:
 in the algorithm's `hyper_parameters.yaml` set `pretrained_ckpt_name` to that file and under `network`: `norm: BATCH`,
-`init_filters: {network_arguments["init_filters"]}`, `blocks_down: {network_arguments["blocks_down"]}`, `dsdepth: {network_arguments.get("dsdepth")}`; there are {len(model.names) if segments else 0} outputs; `orientation: SPL`
+`init_filters: {network_arguments["init_filters"]}`, `blocks_down: {network_arguments["blocks_down"]}`, `dsdepth: {network_arguments.get("dsdepth")}`; there are {network_arguments.get("out_channels")} outputs; `orientation: SPL`
 and the spacing and intensity range of the table. Verified: MONAI's SegResNetDS with these arguments loads the file strictly. Not tested:
 Auto3DSeg itself, which fetches its templates from the network.
 """

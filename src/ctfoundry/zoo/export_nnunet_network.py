@@ -55,6 +55,7 @@ class Encoder(nn.Module):
         """Maps at strides 1, 2, 4 ..."""
         x, maps = self.conv_init(x), []
         for stage in self.layers:
+            assert isinstance(stage, Stage)
             x = stage.blocks(x)
             maps.append(x)
             x = stage.downsample(x)
