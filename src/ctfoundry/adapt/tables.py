@@ -112,7 +112,8 @@ def open_targets(
     scans = _once(scans, notes)
     _checked(scans, kind, classes)
     Splits(*(tuple(s for s in scans if s.split == part) for part in ("train", "validation", "test")))
-    if len({scan.patient for scan in scans}) == len(scans):
+    told = table is not None and PATIENT in read_rows(Path(table))[0]
+    if not told and len({scan.patient for scan in scans}) == len(scans):
         notes.append("nothing says that two scans are of one patient: each scan counts as a patient")
     return TargetSet(place.name, tuple(scans), kind, classes, tuple(notes))
 
