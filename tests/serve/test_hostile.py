@@ -6,26 +6,30 @@ import gzip
 import http.client
 import io as streams
 import json
+import signal
 import socket
 import struct
+import subprocess
+import sys
 import tempfile
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import httpx
 import numpy as np
 import pytest
 
 import worlds
-from ctfoundry import io
+from ctfoundry import io, zoo
 from ctfoundry.io import zip_directory
 from ctfoundry.io.dicom_write import write_series
 from ctfoundry.serve import library, opening
 from ctfoundry.serve.guard import CSP, Guard
 from ctfoundry.serve.uploads import Limits
 from ctfoundry.volume import Volume
-from serve.conftest import TOKEN
+from serve.conftest import TOKEN, build
 
 KNOWN = {"authorization": f"Bearer {TOKEN}"}
 
@@ -452,3 +456,21 @@ def test_the_guard_takes_plain_http_only():
 def test_few_files_come_at_one_time(serve, tmp_path):
     served = serve(limits=replace(Limits(), at_once=0))
     refused(send(served, nifti(tmp_path, worlds.body(7, shape=(6, 20, 22)))), 409)
+
+
+def test_the_verb_prints_an_address_that_opens_and_ends_on_request(tmp_path):
+    small = build(tmp_path, zoo.load_encoder("ct-fm-tiny", weights="random", device="cpu", seed=0), count=1)
+    command = [sys.executable, "-m", "ctfoundry", "serve", "--index", small.folder, "--model", "ct-fm-tiny"]
+    refused = subprocess.run([*command, "--weights", "random", "--token", "short"], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "16 characters" in refused.stderr
+    process = subprocess.Popen(
+        [*command, "--weights", "random", "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    address = process.stdout.readline().strip()
+    assert httpx.get(address, trust_env=False).status_code == 200
+    assert address.startswith("http://127.0.0.1:")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (0, "")
+    assert "Traceback" not in err

@@ -36,6 +36,7 @@ def serve(
     seed: Seed = 0,
 ) -> None:
     """Show the scans of an index in the browser: views, the same place in other scans, similar scans, colours."""
+    import contextlib
     import secrets
 
     from ctfoundry.errors import UsageError
@@ -67,7 +68,7 @@ def serve(
             f"warning: others can reach this server at {host}, and what it sends is not encrypted;"
             " 'ssh -L' to a server on 127.0.0.1 is the safer way"
         )
-    with opening.listening(host, port) as socket:
+    with opening.listening(host, port) as socket, contextlib.suppress(KeyboardInterrupt):
         bound = int(socket.getsockname()[1])
         address = f"http://{f'[{host}]' if ':' in host else host}:{bound}/?token={token}"
         show({"url": address, "port": bound, "scans": len(engine.library.ids)}, lambda: print(address, flush=True))
