@@ -99,7 +99,7 @@ def report(result: Result, cases: Sequence[Case], out: Path) -> list[str]:
         *tables(result),
         Heading("Hits and misses"),
         Prose(
-            "Chosen by rank of the error and not by looks: the best tenth, the median, and the worst tenth. A green ring is the "
+            "Chosen by rank of the error and not by looks: those a tenth, three, five, seven and nine tenths down the list. A green ring is the "
             "true place, an orange one the answer; planes pass through the answer."
         ),
     ]
