@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import processes
-from adapt.bodies import CLASSES, body, scans
+from adapt.bodies import CLASSES, NAMES, body, scans
 from ctfoundry import zoo
 from ctfoundry.adapt import finetune as module
 from ctfoundry.adapt.cases import scan_of
@@ -28,7 +28,7 @@ from ctfoundry.train import LoopSettings, Optimiser, Schedule
 from ctfoundry.zoo.models import CARDS, build
 
 
-def recipe(steps: int = 6, **changes: Any) -> SegmentationRecipe:
+def recipe(steps: int = 4, **changes: Any) -> SegmentationRecipe:
     loop = LoopSettings(
         Schedule(steps, warmup=1),
         Optimiser(3e-3),
@@ -40,7 +40,7 @@ def recipe(steps: int = 6, **changes: Any) -> SegmentationRecipe:
     )
     given: dict[str, Any] = {
         "name": "tiny", "model": "ct-fm-tiny", "patch": (16, 32, 32), "extent": Extent("windows", (16, 32, 32), 0.25, "gaussian"),
-        "train": loop, "validate_every": 3, "depth": 3,
+        "train": loop, "validate_every": 2, "depth": 3,
         "augmentation": Augmentation(affine=0, smooth=0, scale=0, shift=0, noise=0), **changes,
     }  # fmt: skip
     return SegmentationRecipe(**given)
@@ -77,7 +77,7 @@ def test_a_run_from_scans_to_a_segmenter(tmp_path: Path) -> None:
     )
     assert done.patients == {"train": 4, "validation": 2, "test": 2}
     assert done.init == {"model": "ct-fm-tiny", "weights": "trained", "sha256": sha, "kind": "encoder"}
-    assert [row["step"] for row in rows(run)] == [3, 6]
+    assert [row["step"] for row in rows(run)] == [2, 4]
     assert done.best == max(rows(run), key=lambda row: row["dice"])
     made = {path.name for path in run.iterdir()}
     assert {"recipe.json", "split.json", "run.json", "test.json", "report.html", "model.json", "metrics.jsonl"} <= made
@@ -127,7 +127,7 @@ def test_the_test_is_not_looked_at_before_the_end(tmp_path: Path, monkeypatch: p
         module, "score", lambda made, those, *a, **k: seen.extend(s.id for s in those) or real(made, those, *a, **k)
     )
     options: dict[str, Any] = {"init": encoder(), "device": "cpu", "quiet": True, "test_share": 0.25, "report": False}
-    first = finetune(recipe(), scans(8), tmp_path, steps=4, **options)
+    first = finetune(recipe(), scans(8), tmp_path, steps=3, **options)
     split = json.loads((tmp_path / "split.json").read_text())
     assert first.test is None
     assert not (tmp_path / "test.json").exists()
@@ -135,7 +135,7 @@ def test_the_test_is_not_looked_at_before_the_end(tmp_path: Path, monkeypatch: p
     last = finetune(recipe(), scans(8), tmp_path, **options)
     assert last.test is not None
     assert [name for name in seen if name in split["test"]] == split["test"]  # once each
-    assert [row["step"] for row in rows(tmp_path)] == [3, 4, 6]
+    assert [row["step"] for row in rows(tmp_path)] == [2, 3, 4]
 
 
 def test_few_shots_draw_by_the_seed(tmp_path: Path) -> None:
@@ -162,10 +162,10 @@ def test_the_best_step_is_kept_not_the_last(tmp_path: Path, monkeypatch: pytest.
     options: dict[str, Any] = {"changes": ["train.keep_every=1"], "device": "cpu", "quiet": True, "report": False}
     done = finetune(recipe(), scans(6), tmp_path, init=encoder(), **options)
     assert done.best is not None
-    assert done.best["step"] == 3
-    tensors, _ = module_checkpoint(tmp_path, 3)
+    assert done.best["step"] == 2
+    tensors, _ = module_checkpoint(tmp_path, 2)
     kept = zoo.load_segmenter(tmp_path, device="cpu").network.state_dict()
-    last, _ = module_checkpoint(tmp_path, 6)
+    last, _ = module_checkpoint(tmp_path, 4)
     assert all(torch.equal(kept[k], tensors[f"network.{k}"]) for k in kept)
     assert not all(torch.equal(kept[k], last[f"network.{k}"]) for k in kept)
 
@@ -216,7 +216,8 @@ def test_frozen_and_layerwise_with_another_family_and_going_on(tmp_path: Path) -
 
     given = of_family("vit")
     for mode in ("frozen", "layerwise"):
-        own = recipe(2, tuning=Tuning(mode), validate_every=1, decoder="unet", augmentation=Augmentation())
+        changed: Any = {"validate_every": 1, "decoder": "unet", "preparation": "flexict-tiny"}
+        own = recipe(2, tuning=Tuning(mode), augmentation=Augmentation(), **changed)
         options: dict[str, Any] = {"device": "cpu", "quiet": True, "report": False}
         finetune(own, scans(4), tmp_path / mode, init=given, steps=1, **options)
         done = finetune(own, scans(4), tmp_path / mode, init=given, **options)
