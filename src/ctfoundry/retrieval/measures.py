@@ -82,7 +82,7 @@ def average_precision(hits: Bool[np.ndarray, "q k"], k: int) -> Float[np.ndarray
 
 def hit_rate(hits: Bool[np.ndarray, "q k"], k: int) -> Float[np.ndarray, "q"]:
     """1 where any of the first k is a hit, else 0 (HR at k; FlexiCT calls it Recall at k)."""
-    return hits[:, :k].any(1).astype(np.float64)
+    return np.asarray(hits[:, :k].any(1), dtype=np.float64)
 
 
 def f1(hits: Bool[np.ndarray, "q k"], k: int) -> Float[np.ndarray, "q"]:
