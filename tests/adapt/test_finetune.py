@@ -180,6 +180,7 @@ def module_checkpoint(run: Path, step: int) -> tuple[dict[str, torch.Tensor], An
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from adapt.bodies import scans
 from adapt.test_finetune import encoder, recipe
 from ctfoundry.adapt import finetune as module
 
