@@ -111,10 +111,17 @@ def scene(encoder: Encoder, volume: Volume | Prepared, looking: Looking) -> Scen
 
 
 def dense_map(
-    encoder: Encoder, volume: Volume | Prepared, levels: Sequence[str], precision: Precision = "fp32"
+    encoder: Encoder,
+    volume: Volume | Prepared,
+    levels: Sequence[str],
+    precision: Precision = "fp32",
+    shifts: Vec3 = ONE_PASS,
 ) -> FeatureMap:
-    """Levels side by side on the cells of the first (finest) one, each L2-normalised and weighted equally."""
-    raw = _one_pass(encoder, volume, Looking(tuple(levels), precision=precision))
+    """Levels side by side on the cells of the first (finest) one, each L2-normalised and weighted equally.
+
+    shifts : passes along each axis; more than one makes the cells so many times finer.
+    """
+    raw = _shifted(encoder, volume, Looking(tuple(levels), shifts=shifts, precision=precision))
     parts = raw.data.split([encoder.level(name).channels for name in levels])
     joint = [torch.nn.functional.normalize(part, dim=0) for part in parts]
     return replace(raw, data=torch.cat(joint) / len(levels) ** 0.5)
