@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import duckdb
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -299,12 +300,6 @@ def test_tables(tmp_path):
 def test_the_challenges_layout(tmp_path):
     filled(tmp_path, 0, 1)
     (tmp_path / "private.json").write_text(json.dumps({"s0": "/x/amos_0007.nii.gz", "s1": "/x/amos_0008.nii.gz"}))
-    try:
-        import h5py
-    except ImportError:
-        with pytest.raises(UsageError, match="HDF5"):
-            folders.challenge_layout(tmp_path)
-        return
     places = folders.challenge_layout(tmp_path, names=True)
     assert sorted(p.name for p in places) == ["amos_0007.h5", "amos_0008.h5"]
     with h5py.File(tmp_path / "cvpr26" / "amos_0008.h5") as file:

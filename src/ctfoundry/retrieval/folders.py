@@ -216,9 +216,9 @@ def challenge_layout(out: Path, *, names: bool = False) -> list[Path]:
     Source: github.com/kmin940/CVPR26-3DCTFMCompetition, README.md, run_LP.py and run_EAO.py (FeaturesDataset).
     """
     try:
-        import h5py  # type: ignore[import-not-found, import-untyped, unused-ignore]
+        import h5py
     except ImportError as error:
-        raise UsageError("--layout cvpr26 writes HDF5", do="pip install h5py") from error
+        raise UsageError("--layout cvpr26 writes HDF5", do="pip install 'ctfoundry[cvpr26]'") from error
     own = _paths(out) if names else {}
     cases: dict[str, str] = {}
     written: list[Path] = []
