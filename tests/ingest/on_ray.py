@@ -23,19 +23,19 @@ os.environ |= {
 from ray.cluster_utils import Cluster as Nodes
 
 from ctfoundry.ingest import prepare_store
-from ctfoundry.ingest.cluster import Cluster
+from ctfoundry.ingest.cluster import TASK, Cluster
 
 HEAD = {"num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False}
 WORKER = {"num_cpus": 1, "object_store_memory": 80 << 20}
 
 
 def at_work(parent: int) -> list[int]:
-    """Children of a process that do a task now; Ray names workers by what they do."""
+    """Children of a process that do a task now; Ray names workers by what they do (``ray::NAME``, or ``ray::IDLE``)."""
     found = []
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             same = int((place / "stat").read_text().rpartition(")")[2].split()[1]) == parent
-            if same and (place / "cmdline").read_text().startswith("ray::work"):
+            if same and (place / "cmdline").read_text().startswith(f"ray::{TASK}"):
                 found.append(int(place.name))
     return found
 

@@ -13,6 +13,8 @@ from ctfoundry.ingest.workers import ATTEMPTS, J, Say, Work, died, too_large
 
 NODE_ATTEMPTS = 4
 """A job that was on a node that went away is tried this often: that is not its fault."""
+TASK = "work"
+"""What Ray calls a process that does a job: ``ray::work``."""
 AHEAD = 2
 """Jobs that are handed over for each processor of the cluster, so that none waits for the next one."""
 _OFFLINE = {
@@ -81,7 +83,7 @@ class Cluster:
                 if job.memory > limit:
                     yield job, too_large(job, limit)
                 else:
-                    running[task.options(memory=job.memory).remote(job)] = job, attempt
+                    running[task.options(memory=job.memory, name=TASK).remote(job)] = job, attempt
             if not running:
                 return
             for ref in ray.wait(list(running), num_returns=1, timeout=5.0)[0]:
