@@ -49,6 +49,7 @@ VERBS = (
     "embedding",
     "search",
     "explain",
+    "explain_maps",
     "evaluate",
     "serving",
     "bench",

@@ -298,11 +298,11 @@ def _image(image: Picture | Svg, alt: str) -> dict[str, Any]:
     if isinstance(image, Svg):
         return {"svg": Markup(image.markup), "width": image.width, "alt": alt}  # checked by Svg
     rows, columns = image.shape[:2]
-    return {"uri": _webp(image), "width": columns, "height": rows, "alt": alt}
+    return {"uri": data_uri(image), "width": columns, "height": rows, "alt": alt}
 
 
-def _webp(picture: Picture) -> str:
-    """A picture as a data URI."""
+def data_uri(picture: Picture) -> str:
+    """A picture as a data URI (WebP)."""
     from PIL import Image
 
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
