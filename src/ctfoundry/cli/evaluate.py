@@ -70,3 +70,92 @@ def ablation(
             print_table(part.headers, part.rows)
 
     show(json.loads((out / "ablation.json").read_text()), table)
+
+
+@verb(evaluate_app, "few-shot")
+def few_shot(
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="folder for phantoms, runs and results; continued when it is there")
+    ],
+    init: Annotated[
+        str | None, typer.Option(help="pretrained model; default: one is pretrained on phantoms of another seed")
+    ] = None,
+    shots: Annotated[str, typer.Option(help="labelled phantoms to learn from, separated by commas")] = "5,10,20,50",
+    seeds: Annotated[int, typer.Option(help="draws and runs of each number of shots", min=1)] = 3,
+    phantoms: Annotated[int, typer.Option(help="patients to make; two sevenths of them test", min=14)] = 84,
+    frozen: Annotated[
+        bool, typer.Option(help="also the decoder alone on frozen encoders, at the fewest and the most shots")
+    ] = True,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value changes to the recipe, in place of the plan's own")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="runs at a time", min=1)] = 1,
+    minutes: Annotated[float | None, typer.Option(help="begin no run after so many; report what is finished")] = None,
+    device: Device = "cpu",
+) -> None:
+    """Segmentation of phantoms from few labels: pretrained against from scratch, beside HU and position alone."""
+    from dataclasses import replace
+
+    from ctfoundry.errors import UsageError
+    from ctfoundry.evaluate.few_shot import Plan
+    from ctfoundry.evaluate.few_shot import few_shot as run
+    from ctfoundry.evaluate.few_shot_report import tables, write_results
+    from ctfoundry.record import Record
+
+    try:
+        counts = tuple(sorted({int(part) for part in shots.split(",")}))
+    except ValueError as error:
+        raise UsageError(f"shots are numbers separated by commas, not {shots!r}", where="--shots") from error
+    plan = Plan(shots=counts, seeds=seeds, phantoms=phantoms, frozen=frozen)
+    if changes:
+        plan = replace(plan, changes=tuple(changes))
+    record = Record(["evaluate", "few-shot", f"--shots {shots}", f"--seeds {seeds}"], {"seeds": seeds}, device)
+    results = run(out, init=init, plan=plan, jobs=jobs, minutes=minutes, device=device, say=say)
+    setup = json.loads((out / "setup.json").read_text())
+    summary = write_results(out, results, setup)
+    record.inputs = {"model": setup["model"]["sha256"]}
+    record.write(out, ["setup.json", "results.json", "few-shot.md", "report.html"])
+
+    def table() -> None:
+        for part in tables(summary):
+            say(part.caption)
+            print_table(part.headers, part.rows)
+
+    show(json.loads((out / "results.json").read_text()), table)
+
+
+@verb(evaluate_app, "triage")
+def triage(
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="folder for heads, runs and results; continued when it is there")
+    ],
+    init: Annotated[
+        str | None, typer.Option(help="pretrained model; default: one is pretrained on phantoms of other patients")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="runs of each method and share", min=1)] = 3,
+    train: Annotated[int, typer.Option(help="training heads", min=4)] = 96,
+    test: Annotated[int, typer.Option(help="test heads of each scanner", min=4)] = 104,
+    share: Annotated[list[float] | None, typer.Option(help="of the training heads; default: 0.1 and 1")] = None,
+    device: Device = "cpu",
+) -> None:
+    """Head CT triage on phantoms: pretrained against from scratch, on the scanner that was learnt on and on another one."""
+    from dataclasses import replace
+
+    from ctfoundry.evaluate.triage import Plan
+    from ctfoundry.evaluate.triage import triage as run
+    from ctfoundry.evaluate.triage_report import tables, write_results
+    from ctfoundry.record import Record
+
+    plan = replace(Plan(), seeds=seeds, train=train, test=test, shares=tuple(share) if share else Plan().shares)
+    record = Record(["evaluate", "triage", f"--seeds {seeds}"], {"seeds": seeds}, device)
+    results = run(out, init=init, plan=plan, device=device, say=say)
+    setup = json.loads((out / "setup.json").read_text())
+    summary = write_results(out, results, setup, plan)
+    record.write(out, ["results.json", "triage.md", "triage.png", "report.html"])
+
+    def table() -> None:
+        for part in tables(summary, setup):
+            say(part.caption)
+            print_table(part.headers, part.rows)
+
+    show(json.loads((out / "results.json").read_text()), table)
