@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DATA ?=
+MODEL ?=
+TRAINED_ON ?=
 OUT ?= quickstart-out
 
-.PHONY: quickstart test check install clean
+.PHONY: quickstart test check gallery install clean
 quickstart: install
 	$(BIN)/ctfoundry quickstart --out $(OUT) $(if $(DATA),--data $(DATA))
 	@echo "The report: $(OUT)/report.html"
@@ -18,6 +20,10 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+# docs/gallery.md and its pictures, from real scans (DATA, with SOURCES.csv) and a model (MODEL, a run folder).
+gallery: install
+	$(BIN)/ctfoundry explain gallery --data $(DATA) --model $(MODEL) $(if $(TRAINED_ON),--trained-on "$(TRAINED_ON)") -o docs
 
 install: $(VENV)/.installed
 

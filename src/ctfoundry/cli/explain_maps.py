@@ -284,6 +284,40 @@ def explain_clusters(
     finish(failed, len(points))
 
 
+@verb(explain_app, "gallery")
+def explain_gallery(
+    data: Annotated[Path, typer.Option("--data", help="folder of data sets with SOURCES.csv (name, origin, licence)")],
+    model: Model,
+    out: Annotated[Path, typer.Option("-o", "--out", help="folder for gallery.md and images/gallery")],
+    weights: Weights = None,
+    segmenter: Annotated[str | None, typer.Option(help="run folder or .safetensors: also a segmentation")] = None,
+    trained_on: Annotated[str, typer.Option(help="what the model was trained on, for the captions")] = "",
+    phantoms: Annotated[int, typer.Option(help="phantoms of each part of the body, for the clusters", min=2)] = 8,
+    device: Device = "auto",
+    seed: Seed = 0,
+) -> None:
+    """Pictures that a person would show, from scans whose licences allow it, with captions and credits (Markdown, WebP)."""
+    from ctfoundry import zoo
+    from ctfoundry.quickstart import gallery
+
+    encoder = zoo.load_encoder(model, weights=weights, device=device, seed=seed)
+    data_of = gallery.make(
+        data,
+        encoder,
+        out,
+        random=None if encoder.card.weights == "random" else _random_twin(encoder, seed),
+        segmenter=None if segmenter is None else zoo.load_segmenter(segmenter, device=device),
+        trained_on=trained_on,
+        phantoms=phantoms,
+        seed=seed,
+        say=say,
+    )
+    results = data_of["results"]
+    for name, reason in results["failed"].items():
+        say(f"{name}: {reason}")
+    show(results, lambda: print("\n".join(results["pictures"])))
+
+
 # What the verbs share -------------------------------------------------------------------------------------------------
 
 

@@ -252,10 +252,12 @@ def project(points: Points, method: Method, size: float, *, seed: int = 0) -> Fl
     if method == "t-SNE":
         try:
             from sklearn.manifold import TSNE
+            from threadpoolctl import threadpool_limits
         except ImportError as error:
             raise UsageError("t-SNE needs scikit-learn", do="pip install 'ctfoundry[maps]'") from error
         # squared Euclidean distances of unit vectors are twice their cosine distances
-        found = TSNE(2, perplexity=size, init="pca", random_state=number, n_jobs=1).fit_transform(unit)
+        with threadpool_limits(1):  # sums of several threads come in any order
+            found = TSNE(2, perplexity=size, init="pca", random_state=number, n_jobs=1).fit_transform(unit)
     else:
         try:
             import umap
