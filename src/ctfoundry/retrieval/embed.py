@@ -76,7 +76,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class ModelOf:
-    """How a worker gets the encoder: what `zoo.load_encoder` takes, and the patch size of a ViT."""
+    """How a worker gets the encoder: what `zoo.load_encoder` takes, and the patch size of a ViT, one number or one an axis."""
 
     model: str
     weights: str | None = None
@@ -89,7 +89,9 @@ class ModelOf:
         from ctfoundry import zoo
 
         encoder = zoo.load_encoder(self.model, weights=self.weights, device=self.device, seed=self.seed)
-        return zoo.with_patch(encoder, self.patch) if self.patch else encoder
+        if not self.patch:
+            return encoder
+        return zoo.with_patch(encoder, self.patch[0] if len(self.patch) == 1 else self.patch)
 
 
 @dataclass
@@ -188,7 +190,7 @@ def embed(
                         progress(job.scan.id)
         finally:  # when stopped, too
             pending.write()
-    parts.write_index(out)
+        parts.write_index(out)  # before anybody may compact the parts that it reads
     return outcome
 
 

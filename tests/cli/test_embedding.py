@@ -1,0 +1,115 @@
+"""``embed``, ``retrieve`` and ``embeddings`` on the command line: what the options do together, in one process."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pytest
+
+import worlds
+from ctfoundry import cli, io, zoo
+from ctfoundry.retrieval.embed import load_index, read_card
+from ctfoundry.volume import Volume
+
+Command = Callable[..., Any]
+COUNT = 4
+
+
+@pytest.fixture
+def command(capsys, monkeypatch) -> Command:
+    """``ctfoundry ARGUMENTS`` here: its JSON, or with `fails` the exit code and what it says on stderr."""
+    monkeypatch.setenv("CTFOUNDRY_SALT", "test")
+
+    def run(*arguments: object, fails: bool = False) -> Any:
+        monkeypatch.setattr(sys, "argv", ["ctfoundry", *map(str, arguments), "--json", "--quiet"])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        if fails:
+            return ended.value.code, said.err
+        assert ended.value.code == 0, said.err
+        return json.loads(said.out)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Scans with names that tell too much, a label map for each, and a narrow model."""
+    folder = tmp_path_factory.mktemp("data")
+    for i in range(COUNT):
+        volume = worlds.body(i, (6, 24, 26))
+        io.write(volume, folder / "scans" / f"Doe Jane {i}.nii.gz")
+        voxels = np.zeros(volume.shape, np.uint8)
+        voxels[2:4, 6:18, 6:18] = 1
+        io.write(Volume(voxels, volume.affine, "label"), folder / "masks" / f"Doe Jane {i}.nii.gz")
+    (folder / "masks" / "labels.json").write_text(json.dumps({"1": "liver"}))
+    zoo.save_model(worlds.tiny(), folder / "model.safetensors")
+    return folder
+
+
+def test_embed_with_all_it_can_find_by_it_and_thin_it_out(data, tmp_path, command):
+    model, out = data / "model.safetensors", tmp_path / "emb"
+    asked = (
+        "embed", data / "scans", "--model", model, "-o", out, "--pool", "mean", "--pool", "windows:min",
+        "--windows", "4x16x16", "--overlap", "0.5", "--roi", data / "masks", "--export", "csv",
+    )  # fmt: skip
+    made = command(*asked)
+    ids = made["done"]
+    assert (len(ids), made["failed"]) == (COUNT, {})
+    assert sorted(made["tables"]) == ["mean.csv", "roi.csv", "window.csv", "windows_min.csv"]
+    assert command(*asked)["skipped"] == made["done"], "run again, nothing is left to do"
+    with open(out / "tables" / "roi.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {(row["id"], row["region"]) for row in rows} == {(id, "liver") for id in ids}
+    public = [p for p in out.rglob("*") if p.is_file() and p.name != "private.json"]
+    assert not [p.name for p in public if b"Doe" in p.read_bytes() or str(data).encode() in p.read_bytes()]
+    assert (out / "private.json").stat().st_mode & 0o777 == 0o600
+
+    shown = command("embeddings", "show", out)
+    assert (shown["scans"], shown["vectors"]["mean"], shown["vectors"]["roi:liver"]) == (COUNT, COUNT, COUNT)
+    found = command("retrieve", "--index", out, "--query", ids[0], "--vector", "window")["neighbours"]
+    assert ids[0] not in [n["id"] for n in found]
+    assert len(found[0]["centre"]) == 3
+
+    (tmp_path / "clinical.csv").write_text("id,age\n" + "".join(f"{id},{50 + i}\n" for i, id in enumerate(ids)))
+    chosen = ("retrieve", "--index", out, "--query", ids[0], "--table", tmp_path / "clinical.csv", "--where")
+    assert {n["id"] for n in command(*chosen, "age >= 52")["neighbours"]} == set(ids[2:])
+    assert command(*chosen, "age > (select 1)", fails=True)[0] == 2
+    assert command(*chosen[:-3], "--where", "age > 1", fails=True)[0] == 2, "no table"
+
+    assert command("embeddings", "remove", out, ids[1])["removed"] == [ids[1]]
+    assert ids[1] not in load_index(out).ids
+    assert command("embeddings", "remove", out, ids[1], fails=True)[0] == 1
+    assert command("embeddings", "compact", out)["freed_bytes"] > 0
+    assert command("embeddings", "merge", out, tmp_path / "both")["merged"] == [COUNT - 1]
+    assert command("embeddings", "export", tmp_path / "both", "parquet")["tables"][0] == "mean.parquet"
+    table = tmp_path / "both" / "tables" / "mean.parquet"
+    assert {row[0] for row in duckdb.sql(f"select id from '{table}'").fetchall()} == set(load_index(out).ids)
+
+
+def test_slices_of_a_vit_with_another_patch_and_two_indices_fused(data, tmp_path, command):
+    vit, narrow = tmp_path / "vit", tmp_path / "narrow"
+    flexict = ("--model", "flexict-tiny", "--weights", "random", "--slices")
+    made = command("embed", data / "scans", *flexict, "--patch", "1x16x16", "-o", vit)
+    assert (len(made["done"]), made["failed"]) == (COUNT, {})
+    assert read_card(vit)["model"]["arguments"]["patch"] == [1, 16, 16]
+    assert command("embeddings", "show", vit)["vectors"]["slice"] > COUNT
+    thick = command("embed", data / "scans", *flexict, "--patch", "16", "-o", tmp_path / "thick", fails=True)
+    assert thick[0] == 1
+    assert "cannot embed a single slice" in thick[1]
+    command("embed", data / "scans", "--model", data / "model.safetensors", "-o", narrow)
+    query = made["done"][0]
+    each = [command("retrieve", "--index", place, "--query", query)["neighbours"] for place in (vit, narrow)]
+    fused = command("retrieve", "--index", vit, "--index", narrow, "--query", query)["neighbours"]
+    ranks = [{n["id"]: rank for rank, n in enumerate(found, 1)} for found in each]
+    expected = {id: sum(1 / (60 + rank[id]) for rank in ranks) for id in ranks[0]}
+    assert {n["id"]: n["score"] for n in fused} == pytest.approx(expected)
+    assert [n["score"] for n in fused] == sorted(expected.values(), reverse=True)
