@@ -159,3 +159,51 @@ def triage(
             print_table(part.headers, part.rows)
 
     show(json.loads((out / "results.json").read_text()), table)
+
+
+@verb(evaluate_app, "tumours")
+def tumours(
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="folder for runs, masks and results; continued when it is there")
+    ],
+    data: Annotated[Path, typer.Option(help="scans with tumour masks: NAME_CT and NAME_GTV, or any labelled data set")],
+    init: Annotated[
+        list[str] | None, typer.Option(help="pretrained model, several times; default: one is pretrained on phantoms")
+    ] = None,
+    chest: Annotated[
+        Path | None, typer.Option(help="one labelled chest, which networks taught by phantoms alone segment")
+    ] = None,
+    folds: Annotated[int, typer.Option(help="parts of the patients, each tested once", min=2)] = 4,
+    seeds: Annotated[int, typer.Option(help="runs of each fold", min=1)] = 1,
+    steps: Annotated[int, typer.Option(help="of each run", min=1)] = 200,
+    suprem_folds: Annotated[int, typer.Option(help="folds that the SuPreM U-Net is tested on; 0: none", min=0)] = 4,
+    suprem_filters: Annotated[int, typer.Option(help="its width; 32 as published", min=1)] = 8,
+    suprem_steps: Annotated[int, typer.Option(help="of each of its runs", min=1)] = 150,
+    jobs: Annotated[int, typer.Option(help="runs at a time", min=1)] = 1,
+    device: Device = "cpu",
+) -> None:
+    """Tumours on real scans, cross-validated by patient: pretrained against from scratch, beside what a crop gives away."""
+    from ctfoundry.evaluate.tumours import Plan
+    from ctfoundry.evaluate.tumours import tumours as run
+    from ctfoundry.evaluate.tumours_chest import chest as on_chest
+    from ctfoundry.evaluate.tumours_report import tables, write_results
+    from ctfoundry.record import Record
+
+    plan = Plan(
+        folds=folds, seeds=seeds, steps=steps, validate_every=max(steps // 2, 1),
+        suprem_folds=suprem_folds, suprem_filters=suprem_filters, suprem_steps=suprem_steps,
+    )  # fmt: skip
+    record = Record(["evaluate", "tumours", f"--folds {folds}", f"--seeds {seeds}", f"--steps {steps}"], {}, device)
+    results = run(out, data, init=init or (), plan=plan, jobs=jobs, device=device, say=say)
+    setup = json.loads((out / "setup.json").read_text())
+    beside = on_chest(out, chest, (init or [out / "pretrained"])[0], device=device, say=say) if chest else None
+    summary = write_results(out, data, results, setup, beside)
+    record.inputs = {name: card["sha256"] for name, card in setup["models"].items()}
+    record.write(out, ["setup.json", "results.json", "tumours.md", "report.html"])
+
+    def table() -> None:
+        for part in tables(summary):
+            say(part.caption)
+            print_table(part.headers, part.rows)
+
+    show(json.loads((out / "results.json").read_text()), table)
