@@ -20,7 +20,7 @@ import numpy as np
 from ctfoundry.explain.clusters import Points, Score
 from ctfoundry.report import page
 from ctfoundry.report.page import Facts, Heading, Page, Prose, Section, Table
-from ctfoundry.report.planes import label_colour, three_planes
+from ctfoundry.report.planes import three_planes
 from ctfoundry.report.text import visible
 
 if TYPE_CHECKING:
@@ -83,11 +83,11 @@ def render(
 
 def _report(points: Points, rows: Sequence[Row], settings: Mapping[str, str], footer: str) -> Page:
     several = any(row.gap is not None for row in rows)
-    headers = ["encoder", "measure", "value [95 %]", "labels dealt out anew", "p"] + several * ["minus the first"]
+    headers = ["encoder", "measure", "value [95 %]", "labels at random", "p"] + several * ["minus the first"]
     table = []
     for row in rows:
         s = row.score
-        line = [row.encoder, s.name, s.interval.text(), f"{s.null:.2f}, 95 % below {s.null_high:.2f}", f"{s.p:.3f}"]
+        line = [row.encoder, s.name, s.interval.text(), f"{s.null:.2f} (95 %: {s.null_high:.2f})", f"{s.p:.3f}"]
         table.append(line + several * ["" if row.gap is None else row.gap.text()])
     left = max((row.score.left_out for row in rows), default=0)
     sections: list[Section] = [
@@ -158,7 +158,7 @@ def draw(points: Points, panels: Sequence[Panel], path: Path) -> None:
         lines_of,
         [f"{visible(n)} ({counts[n]})" for n in names],
         loc="outside lower center",
-        ncols=min(len(names), 4),
+        ncols=min(len(names), 6),
         frameon=False,
         fontsize=9,
     )
@@ -168,9 +168,11 @@ def draw(points: Points, panels: Sequence[Panel], path: Path) -> None:
 
 
 def colour(k: int) -> str:
-    """The CSS colour of label number `k`."""
-    red, green, blue = label_colour(k + 1)
-    return f"#{red:02x}{green:02x}{blue:02x}"
+    """The CSS colour of label number `k`: neighbours are far apart in hue, all are seen on white and on black."""
+    import colorsys
+
+    red, green, blue = colorsys.hls_to_rgb((0.58 + k * 0.6180339887498949) % 1.0, (0.5, 0.42)[k % 2], 0.65)
+    return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
 
 
 def _names(points: Points) -> tuple[list[str], Counter[str]]:
