@@ -7,6 +7,7 @@ flushed too: after a crash or a ``kill -9`` either the old file or the new one i
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,8 @@ from typing import Any
 
 _TEMPORARY = ".ctfoundry-part-"
 """Prefix of unfinished files; `sweep` removes those that a killed process left behind."""
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""What an OSError says of a place that may not be written to."""
 
 
 def flush_folder(folder: Path) -> None:
@@ -48,6 +51,16 @@ def whole(path: str | os.PathLike[str], *, mode: int = 0o644) -> Iterator[Path]:
         flush_folder(target.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def unless_read_only() -> Iterator[None]:
+    """Leave the block quietly where the place may not be written to (no right, or a read-only file system)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o644) -> None:

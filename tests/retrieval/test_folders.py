@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -154,15 +155,31 @@ def test_merge(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_a_read_only_folder_is_searched_in_memory(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_read_only_folder_is_searched_in_memory(tmp_path, monkeypatch, number):
     filled(tmp_path, 0, 1, 2)
 
     def refuse(*_: object, **__: object):
-        raise PermissionError
+        raise OSError(number, "not here")
 
     monkeypatch.setattr(matrix.parts, "locked", refuse)
     assert load_index(tmp_path).ids == ("s0", "s1", "s2")
     assert not list(tmp_path.glob("matrix-*"))
+
+
+def test_a_part_that_is_compacted_away_while_it_is_read(tmp_path, monkeypatch):
+    filled(tmp_path, 0, 1)
+    filled(tmp_path, 2)
+    folders.remove(tmp_path, ["s1"])
+    header = parts.header
+
+    def late(out: Path, name: str) -> parts.Header:
+        monkeypatch.setattr(parts, "header", header)
+        folders.compact(tmp_path)
+        return header(out, name)
+
+    monkeypatch.setattr(parts, "header", late)
+    assert set(load_index(tmp_path).ids) == {"s0", "s2"}
 
 
 def test_time_bounds_what_a_kill_can_lose(tmp_path, monkeypatch):
@@ -317,6 +334,13 @@ def test_a_graph_says_how_good_it_is(tmp_path):
     assert "measured on 200 queries" in found.described()
     again = approximate.approximate(index, tmp_path / "graph.hnsw")
     assert again.recall == found.recall
+    (stored,) = tmp_path.glob("graph-*.hnsw")
+    other = Index.of(index.ids, vectors.flip(0))  # as many, but others
+    found = approximate.approximate(other, tmp_path / "graph.hnsw")
+    assert found.nearest(vectors[0], 1)[0].id == "s399"
+    assert found.recall.value > 0.95
+    assert [p != stored for p in tmp_path.glob("graph-*.hnsw")] == [True], "the old graph is gone"
+    found = approximate.approximate(index)
     for query in vectors[:20] + 0.1:
         exact, near = index.nearest(query, 5), found.nearest(query, 5)
         assert len({n.id for n in exact} & {n.id for n in near}) >= 4

@@ -6,6 +6,8 @@ with the recall that was measured.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,8 @@ EXACT_UP_TO = 1_000_000
 LINKS, BUILD, SEEK = 32, 100, 128
 """HNSW's M, efConstruction, efSearch (../shared/reference/stack.md, section 6: recall 0.99 at 128)."""
 SAMPLE, RECALL_AT = 200, 10
+DIGITS = 16
+"""Of the digest in a stored graph's name."""
 
 
 @dataclass(frozen=True)
@@ -89,25 +93,36 @@ def _ask(graph: Any, queries: np.ndarray, count: int) -> list[np.ndarray]:
 
 
 def approximate(index: Index, cache: Path | None = None) -> Approximate:
-    """The graph over an index's vectors; read from `cache` where it is of the same vectors, else made (minutes a million) and
-    written there."""
+    """The graph over an index's vectors; read from beside `cache` where it is of the same vectors, else made (minutes a million)
+    and written there: the digest of the vectors is part of its name, and graphs of others go. Where nothing can be written,
+    it is kept in memory alone."""
     faiss = _faiss()
-    graph = None
-    if cache is not None and cache.is_file():
-        try:
-            graph = faiss.read_index(str(cache))
-        except RuntimeError:
-            graph = None
+    graph, place = None, None
+    if cache is not None:
+        place = cache.with_name(f"{cache.stem}-{_digest(index)}{cache.suffix}")
+        with contextlib.suppress(RuntimeError):  # none there, or damaged
+            graph = faiss.read_index(str(place))
     if graph is None or graph.ntotal != len(index):
         graph = faiss.IndexHNSWFlat(index.matrix.raw.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
         graph.hnsw.efConstruction = BUILD
         for start in range(0, len(index), 65536):
             block = index.vectors(np.arange(start, min(start + 65536, len(index))))
             graph.add(torch.nn.functional.normalize(block, dim=1).numpy())
-        if cache is not None:
-            with files.whole(cache) as part:
+        if cache is not None and place is not None:
+            with files.unless_read_only(), files.whole(place) as part:
                 faiss.write_index(graph, str(part))
+                for old in place.parent.glob(f"{cache.stem}-{'[0-9a-f]' * DIGITS}{cache.suffix}"):
+                    if old != place:
+                        old.unlink(missing_ok=True)
     return Approximate(index, graph, measured(index, graph))
+
+
+def _digest(index: Index) -> str:
+    """Of the vectors, bit by bit and in order: what a graph's rows stand for."""
+    found = hashlib.sha256(str(index.matrix.raw.shape).encode())
+    for start in range(0, len(index), 65536):
+        found.update(index.vectors(np.arange(start, min(start + 65536, len(index)))).numpy())
+    return found.hexdigest()[:DIGITS]
 
 
 def measured(index: Index, graph: Any, *, queries: int = SAMPLE, at: int = RECALL_AT, seed: int = 0) -> Recall:

@@ -37,9 +37,9 @@ def remove(out: Path, ids: Collection[str]) -> list[str]:
     if ids:
         with parts.writing(out):
             parts.take_out(out, ids)
-        for id in ids:
-            (out / "grids" / f"{id}.safetensors").unlink(missing_ok=True)
-        parts.write_index(out)
+            for id in ids:
+                (out / "grids" / f"{id}.safetensors").unlink(missing_ok=True)
+            parts.write_index(out)
     return sorted(set(ids))
 
 
@@ -60,7 +60,7 @@ def compact(out: Path) -> int:
             head = parts.header(out, name)
             if not any(known.counts(id, digest, name) for id, digest in head.scans):
                 (out / "parts" / name).unlink()
-    parts.write_index(out)
+        parts.write_index(out)
     return before - sum(parts.names(out).values())
 
 
@@ -94,7 +94,7 @@ def merge(out: Path, sources: Sequence[Path]) -> dict[str, int]:
             there |= came
             counts[str(source)] = len(came)
             identity.write_private(out, {id: path for id, path in _paths(source).items() if id in came})
-    parts.write_index(out)
+        parts.write_index(out)
     return counts
 
 

@@ -1,7 +1,7 @@
-"""Exact retrieval by cosine: a half-precision pass over all vectors finds every row that can be among the nearest, float64 decides.
+"""Exact retrieval by cosine: a quick pass over all vectors finds every row that can be among the nearest, float64 decides.
 
-What the first pass cannot know of a similarity is bounded (`_slack`), so no true neighbour is lost: recall is 1, also of
-near ties, and equal similarities come in the order of rows.
+The pass is in half precision, or in float32 where there are few rows. By how much a similarity of it can be wrong is bounded
+(`_asked`, `_doubt`), so no true neighbour is lost: recall is 1, also of near ties, and equal similarities come in the order of rows.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ AT_ONCE = 64
 """Queries that go through the matrix together."""
 FEW = 8
 """A choice of fewer than one in so many rows is compared alone, without the pass over all."""
+SMALL = 5_000
+"""Up to so many rows one float32 product is faster than the pass in half precision and its second look."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,9 @@ class Index:
         if kept is not None and len(kept) < max(len(self) // FEW, GROUP):
             places = self._places(kept)
             return [self._decided(q.numpy(), places, k) for q in unit]
+        if len(self.matrix.raw) <= SMALL:
+            gone = left_out if kept is None else np.setdiff1d(np.arange(len(self)), kept, assume_unique=True)
+            return self._small(unit.numpy(), k, gone)
         dead = [] if self._dead is None else [self._dead]
         if kept is not None:
             dead = [torch.from_numpy(_complement(self._places(kept), len(self.matrix.raw)))]
@@ -168,6 +173,22 @@ class Index:
             for q, places in zip(block, self._candidates(block, k, dead), strict=True):
                 found.append(self._decided(q.numpy(), places, k))
         return found
+
+    def _small(
+        self, unit: Float[np.ndarray, "q c"], k: int, left_out: Int64[np.ndarray, "m"]
+    ) -> list[tuple[Int64[np.ndarray, "k"], Float[np.ndarray, "k"]]]:
+        """`top` by one product in float32 over all rows; what that leaves in doubt is decided in float64."""
+        raw, single = self.matrix.raw, unit.astype(np.float32)
+        quick = np.asarray((raw @ single[0])[None] if len(single) == 1 else single @ raw.T) / self._lengths
+        if self._dead is not None:
+            quick[:, self._dead.numpy()] = -np.inf
+        quick[:, self._places(left_out)] = -np.inf
+        least = np.partition(quick, len(raw) - k, axis=1)[:, len(raw) - k]
+        doubt = _doubt(unit.shape[1])
+        return [
+            self._decided(q, np.flatnonzero(row >= low - 2 * doubt), k)
+            for q, row, low in zip(unit, quick, least, strict=True)
+        ]
 
     # ------------------------------------------------------------------ the pass in half precision
 
@@ -242,9 +263,8 @@ class Index:
                 some = places[start : start + matrices.BLOCK]
                 norms = rows.rows["norm"][some]
                 quick[start : start + len(some)] = (rows.raw[some] @ single) / np.where(norms > 0, norms, 1.0)
-            doubt = 4 * SINGLE * (len(unit) + 8)
             least = np.partition(quick, len(quick) - k)[len(quick) - k]
-            places = places[quick >= least - 2 * doubt]
+            places = places[quick >= least - 2 * _doubt(len(unit))]
         scores = np.empty(len(places))
         for start in range(0, len(places), matrices.BLOCK):
             some = rows.raw[places[start : start + matrices.BLOCK]].astype(np.float64)
@@ -261,6 +281,12 @@ class Index:
         return rows if self._alive is None else self._alive[rows]
 
     @cached_property
+    def _lengths(self) -> Float[np.ndarray, "n"]:
+        """Of the matrix's rows, in float32; 1 for a row of zeros."""
+        norms = self.matrix.rows["norm"]
+        return np.where(norms > 0, norms, 1.0).astype(np.float32)
+
+    @cached_property
     def _rows_of(self) -> dict[str, list[int]]:
         table: dict[str, list[int]] = {}
         for row, id in enumerate(self.ids):
@@ -273,6 +299,11 @@ class Index:
         x, y, z = about["centre"].tolist()
         box = about["box"].tolist()
         return Neighbour(self.ids[row], score, None if np.isnan(x) else (x, y, z), None if box[0] < 0 else tuple(box))
+
+
+def _doubt(channels: int) -> float:
+    """By how much a similarity in float32 may be wrong: four times the bound of a sum of so many products."""
+    return 4 * SINGLE * (channels + 8)
 
 
 def _complement(places: np.ndarray, count: int) -> np.ndarray:

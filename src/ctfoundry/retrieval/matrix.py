@@ -157,16 +157,18 @@ def open_matrix(out: Path, vector: str) -> Matrix:
     missing = False
     for _ in range(8):
         manifest = _read(out, vector)
-        if missing or manifest is None or dict(manifest.parts) != parts.names(out):
-            try:
-                with parts.locked(out, "matrix"):
-                    manifest = _brought_up(out, vector)
-            except PermissionError:
-                return _collected(out, vector)
         try:
+            if missing or manifest is None or dict(manifest.parts) != parts.names(out):
+                try:
+                    with parts.locked(out, "matrix"):
+                        manifest = _brought_up(out, vector)
+                except OSError as error:
+                    if error.errno not in files.READ_ONLY:
+                        raise
+                    return _collected(out, vector)
             return _mapped(out, manifest)
         except FileNotFoundError:
-            missing = True  # somebody has just replaced this generation, or taken a file away
+            missing = True  # somebody has just replaced this generation, or compacted the parts, or taken a file away
     raise StoreError("its matrix is replaced again and again", where=out, do="try again")
 
 

@@ -67,7 +67,7 @@ def _is_part(name: str) -> bool:
 
 
 def header(out: Path, name: str) -> Header:
-    """The header of one part; no vector is read. Raises StoreError for what is no part."""
+    """The header of one part; no vector is read. Raises StoreError for what is no part, FileNotFoundError for one that has gone."""
     from safetensors import SafetensorError, safe_open
 
     place = out / "parts" / name
@@ -80,6 +80,8 @@ def header(out: Path, name: str) -> Header:
         else:  # parts of the first version say their scans in their rows alone
             scans = list(dict.fromkeys((row["id"], row["digest"]) for row in json.loads(rows)))
         return Header(name, tuple(scans), tuple(json.loads(about.get("removed", "[]"))), rows)
+    except FileNotFoundError:
+        raise  # compacted meanwhile: what it held stands in another part
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"is no part of embeddings: {error}", where=place, do="remove it and embed again") from error
 
