@@ -2,6 +2,9 @@
 
 The error is the distance in millimetres between the found and the true place. Beside every encoder stand the best possible
 cell (what the grid allows at all), a guess by proportional position in the body box, and cells described by their HU alone.
+
+Every method is compared by plain cosine: what the features tell by themselves. `retrieval.search` whitens them and answers between
+cells; `evaluate.search` measures that.
 """
 
 from __future__ import annotations

@@ -249,7 +249,9 @@ def _search(results: Results) -> Iterator[Section]:
         count = sum(results.landmarks.values())
         yield Prose(
             f"{len(results.landmarks)} structures, {count} searches between held-out patients: the centre of a structure in one scan is the query, and the most similar cell "
-            "of the other scan is the answer. The grid of cells limits what is possible at all (best possible cell); a guess from the position in the body's box needs no image."
+            "of the other scan is the answer. The grid of cells limits what is possible at all (best possible cell); a guess from the position in the body's box needs no image. "
+            "All methods are compared by plain cosine here. `ctfoundry search`, and the examples below, also whiten the features by the query's scan and answer between cells: "
+            "`ctfoundry evaluate search` measures that."
         )
         rows = sorted(results.localisation.items(), key=lambda item: item[0] != "pretrained")
         yield Figure(
