@@ -77,13 +77,29 @@ def resampled(
     Repeats for which it is not a number (nothing was drawn that it needs) are left out. `values` : how many numbers it is made of.
     `strata` : a number for each patient; patients of one stratum are drawn among themselves, so that each keeps its size.
     """
+    return resampled_at_once(
+        patients, lambda counts: np.array([statistic(row) for row in counts]), values, seed=seed, repeats=repeats,
+        strata=strata,
+    )  # fmt: skip
+
+
+def resampled_at_once(
+    patients: int,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    values: int,
+    *,
+    seed: int = 0,
+    repeats: int = 2000,
+    strata: Sequence[int] | None = None,
+) -> Interval:
+    """`resampled` for a statistic that takes all repeats together: (repeats, patients) to (repeats,)."""
     counts = np.zeros((repeats, patients))
     groups = np.zeros(patients, dtype=int) if strata is None else np.asarray(strata)
     for number, stratum in enumerate(np.unique(groups)):
         own = np.flatnonzero(groups == stratum)
         counts[:, own] = _draws(len(own), seed, repeats, number)
-    drawn = np.array([statistic(row) for row in counts])
-    return _interval(float(statistic(np.ones(patients))), drawn[np.isfinite(drawn)], patients, values, seed)
+    drawn = statistic(counts)
+    return _interval(float(statistic(np.ones((1, patients)))[0]), drawn[np.isfinite(drawn)], patients, values, seed)
 
 
 @dataclass(frozen=True)
