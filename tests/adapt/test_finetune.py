@@ -261,3 +261,54 @@ def test_score_matches_names_and_parts(tmp_path: Path) -> None:
     own = [np.isin(read_classes(scan, CLASSES)[1].voxels, (1, 2)) for scan in scans(2)]
     wanted = [[(a & b).sum(), a.sum(), b.sum()] for a, b in zip(taken, own, strict=True)]
     np.testing.assert_array_equal(grouped.counts[:, 0], wanted)
+
+
+def broken(number: int) -> Any:
+    def fails() -> Any:
+        raise UsageError("the file is gone")
+
+    return replace(scan_of(f"broken{number}", *body(50 + number)), image=fails, patient=f"broken{number}")
+
+
+def test_broken_scans_are_left_out_and_borders_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the training scans when few are drawn, of the test scans at the end; nothing else stops."""
+    given = [
+        replace(s, split=part)
+        for s, part in zip(scans(6), ("train",) * 2 + ("validation",) * 2 + ("test",) * 2, strict=True)
+    ]  # type: ignore[arg-type]
+    given += [replace(broken(0), split="train"), replace(broken(1), split="test")]
+    options: dict[str, Any] = {"init": encoder(), "device": "cpu", "report": True, "shots": 2}
+    done = finetune(recipe(2), given, tmp_path, **options)
+    assert (
+        json.loads((tmp_path / "split.json").read_text())["train"] == ["body0", "body1"] or done.patients["train"] == 2
+    )
+    assert "test scan broken1 is left out: the file is gone" in done.warnings
+    assert done.test is not None
+    assert (set(done.test["scans"]), set(done.test["failed"])) == ({"body4", "body5"}, {"broken1"})
+    assert done.test["surfaces"].keys() == {"tolerance_mm", *NAMES.values()}
+    assert "lesions" not in done.test
+    assert "Borders and lesions" in (tmp_path / "report.html").read_text()
+    assert done.best is not None
+    assert done.best["precision"] == "fp32"
+    assert "note:" not in capsys.readouterr().err  # nothing odd about the training data
+
+    # another step is the best after the run went on by the clock: the test is not that of the old one
+    row = json.loads((tmp_path / "test.json").read_text())
+    (tmp_path / "test.json").write_text(json.dumps({**row, "step": 1, "dice": 0.99}))
+    again = finetune(recipe(2), given, tmp_path, **options)
+    assert again.test is not None
+    assert (again.test["dice"], again.test["looked_at_before"]) == (done.test["dice"], [1])
+    assert "looked at 2 times" in (tmp_path / "report.html").read_text()
+    card = zoo.load_segmenter(tmp_path, device="cpu").card
+    assert "looked at 2 times" in card.tested_on[-1]
+
+
+def test_training_scans_beyond_memory_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ctfoundry.adapt import cases
+
+    monkeypatch.setattr(cases.Cases.__init__, "__kwdefaults__", {"cache": None, "memory": 1000})
+    options: dict[str, Any] = {"init": encoder(), "device": "cpu", "quiet": True, "report": False, "steps": 1}
+    done = finetune(recipe(), scans(4), tmp_path / "a", **options)
+    assert any("--cache DIR" in text for text in done.warnings)
+    kept = finetune(recipe(), scans(4), tmp_path / "b", cache=tmp_path / "cache", **options)
+    assert not any("--cache DIR" in text for text in kept.warnings)

@@ -437,6 +437,8 @@ class Cases(Sequence[PreparedCase]):
     scans, preparation, classes : see `prepare_case`.
     cache : folder for prepared cases, one file each under a hash of content, preparation and classes.
     memory : most bytes kept in memory.
+
+    `warnings` by id and `sizes` in bytes by place are of the cases that were asked for so far.
     """
 
     def __init__(
@@ -451,6 +453,7 @@ class Cases(Sequence[PreparedCase]):
         self.scans, self.preparation, self.classes = tuple(scans), preparation, classes
         self.cache, self.memory = cache, memory
         self.warnings: dict[str, tuple[str, ...]] = {}
+        self.sizes: dict[int, int] = {}
         self._held: OrderedDict[int, PreparedCase] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -471,7 +474,7 @@ class Cases(Sequence[PreparedCase]):
                 return self._held[index]
         case = self._load(self.scans[index])
         with self._lock:
-            self.warnings[case.id] = case.warnings
+            self.warnings[case.id], self.sizes[index] = case.warnings, case.bytes
             self._held[index] = case
             while len(self._held) > 1 and sum(c.bytes for c in self._held.values()) > self.memory:
                 self._held.popitem(last=False)

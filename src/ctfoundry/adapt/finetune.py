@@ -20,6 +20,7 @@ import numpy as np
 
 from ctfoundry import files, parallel
 from ctfoundry.adapt import initial
+from ctfoundry.adapt.borders import Borders, kinds_for
 from ctfoundry.adapt.cases import (
     IGNORE,
     Cases,
@@ -39,14 +40,15 @@ from ctfoundry.adapt.recipe import SegmentationRecipe, finetune_recipe
 from ctfoundry.adapt.scores import Scores, interval_data, read_classes, score
 from ctfoundry.adapt.segmentation import CaseSource, SegmentationTask, freeze, layer_rates
 from ctfoundry.encoder import Card, Encoder
-from ctfoundry.errors import SettingsError, UsageError
+from ctfoundry.errors import CTFoundryError, SettingsError, UsageError
 from ctfoundry.record import Record
-from ctfoundry.segmenter import Segmenter
+from ctfoundry.segmenter import Pass, Segmenter
 from ctfoundry.settings import to_data, with_changes
 from ctfoundry.train import Summary, fit
 from ctfoundry.train.checkpoint import averaged, check_same
 from ctfoundry.train.loop import FREE
 from ctfoundry.train.monitor import read_lines
+from ctfoundry.train.options import resolve_precision
 from ctfoundry.volume import Volume
 from ctfoundry.zoo.files import load_segmentation_model, save_model
 from ctfoundry.zoo.golden import golden_of
@@ -54,6 +56,8 @@ from ctfoundry.zoo.models import device_of
 
 if TYPE_CHECKING:
     import torch
+
+    from ctfoundry.infer.passes import Precision
 
 VALIDATION = "validation.jsonl"
 TEST = "test.json"
@@ -114,6 +118,7 @@ def finetune(
     cache: str | Path | None = None,
     validation_share: float = 0.3,
     test_share: float = 0.0,
+    measures: Sequence[str] | None = None,
     report: bool = True,
 ) -> FinetuneSummary:
     """Fine-tune for segmentation; continues the run that it finds in `run`.
@@ -132,6 +137,7 @@ def finetune(
     name : which data set the folder is. labels, groups : classes, instead of the recipe's (`chosen_classes`).
     cache : folder that keeps prepared training scans.
     validation_share, test_share : shares of the patients, where the data set gives no such split.
+    measures : of the test scans beside Dice: ``surfaces``, ``lesions`` (`adapt.borders`); None: both where few classes are told apart.
     report : write ``report.html`` where its packages are installed.
     """
     given = recipe if isinstance(recipe, SegmentationRecipe) else finetune_recipe(recipe)
@@ -140,19 +146,24 @@ def finetune(
     chosen = with_changes(given, changes)
     opened = _opened(data, name)
     classes, warnings = classes_of(chosen, opened, labels, groups)
+    kinds = kinds_for(classes.names, measures)
     seed = chosen.train.seed
     parts = split(opened.scans, seed=seed, validation=validation_share, test=test_share)
     if shots is not None:
         parts = replace(parts, train=few(parts.train, shots, seed=seed, holds=lambda scan: _holds(scan, classes)))
     with parallel.joined(device_of(device)) as place:
         begun = initial.start(chosen, ("background", *classes.names), init, weights=weights)
-        made = _Run(Path(run), chosen, begun, parts, classes, (*opened.notes, *warnings, *begun.notes), place, quiet)
+        notes = (*opened.notes, *warnings, *begun.notes)
+        made = _Run(Path(run), chosen, begun, parts, classes, notes, place, quiet, kinds)
         return made.go(minutes, steps, command, None if cache is None else Path(cache), report=report)
 
 
 def _holds(scan: LabelledScan, classes: Classes) -> bool:
-    """Whether a scan has one of the classes."""
-    found = np.unique(read_classes(scan, classes)[1].voxels)
+    """Whether a scan has one of the classes; one that cannot be read has none."""
+    try:
+        found = np.unique(read_classes(scan, classes)[1].voxels)
+    except (CTFoundryError, OSError):
+        return False
     return bool(((found > 0) & (found != IGNORE)).any())
 
 
@@ -189,7 +200,9 @@ class _Run:
         warnings: Sequence[str],
         place: torch.device,
         quiet: bool,
+        kinds: Sequence[str],
     ) -> None:
+        self.kinds = tuple(kinds)
         self.folder, self.recipe, self.begun, self.parts, self.classes = folder, recipe, begun, parts, classes
         self.place, self.quiet, self.notes = place, quiet, list(warnings)
         self.held: OrderedDict[str, tuple[Volume, Volume]] = OrderedDict()
@@ -229,6 +242,10 @@ class _Run:
             rates=rates,
         )
 
+        if first and not self.quiet:
+            for note in self.notes:
+                print(f"{recipe.name}: note: {note}", file=sys.stderr)
+
         def reached(step: int) -> None:
             self.validate(step, network)
             if report:
@@ -266,6 +283,7 @@ class _Run:
         scans, preparation = self.parts.train, self.begun.card.preparation
         cases = Cases(scans, preparation, self.classes, cache=cache)
         found = survey(cases)
+        whole = sum(cases.sizes.values())
         self.notes += found.said("training")
         if found.failed:
             self.notes += [f"left out of training: {reason}" for reason in found.failed.values()]
@@ -274,6 +292,11 @@ class _Run:
                 raise UsageError(f"none of the {len(scans)} training scans can be prepared: {self.notes[-1]}")
             self.parts = replace(self.parts, train=kept)
             cases = Cases(kept, preparation, self.classes, cache=cache)
+        if cache is None and whole > cases.memory:
+            self.notes.append(
+                f"the prepared training scans take {whole / 2**30:.1f} GiB and {cases.memory / 2**30:.1f} GiB are kept: most crops read and "
+                "prepare their scan anew, which is slow; give a folder that keeps them (--cache DIR)"
+            )
         if parallel.rank() == 0 and not self.rows:
             present = {name for scan in self.parts.validation for name in self._present(scan)}
             if not present:
@@ -330,8 +353,20 @@ class _Run:
         began = time.monotonic()
         with parallel.alone():
             made = self.segmenter(step, network)
-            scores = score(made, self.parts.validation, self.classes, read=self._read, seed=self.recipe.train.seed)
-        row = {"step": step, **_measures(scores, self.parts.validation), "seconds": round(time.monotonic() - began, 2)}
+            scores = score(
+                made,
+                self.parts.validation,
+                self.classes,
+                read=self._read,
+                seed=self.recipe.train.seed,
+                settings=Pass(precision=self._precision),
+            )
+        row = {
+            "step": step,
+            **_measures(scores, self.parts.validation),
+            "precision": self._precision,
+            "seconds": round(time.monotonic() - began, 2),
+        }
         best = self.best
         if best is None or row["dice"] > best["dice"]:
             save_model(replace(made, card=self._card(row)), self.folder / MODEL)
@@ -340,6 +375,14 @@ class _Run:
         self.rows[step] = row
         if not self.quiet:
             print(f"{self.recipe.name}: validation at step {step}: macro Dice {scores.macro.text(3)}", file=sys.stderr)
+
+    @property
+    def _precision(self) -> Precision:
+        """Of validations: on a GPU that of training, which takes a fraction of the time; on a CPU, and of the test, that of use."""
+        if self.place.type != "cuda":
+            return "fp32"
+        chosen = resolve_precision(self.recipe.train.precision, self.place)
+        return "fp32" if chosen == "fp64" else chosen
 
     @property
     def best(self) -> Mapping[str, Any] | None:
@@ -355,18 +398,39 @@ class _Run:
         return self.held[scan.id]
 
     def _test(self) -> Mapping[str, Any] | None:
-        """The measures of the best step on the test scans; made once, at the end."""
+        """The measures of the best step on the test scans; made once, at the end.
+
+        A run by the clock may go on after that; where another step is the best then, the test is made again, and says so.
+        """
         if not self.parts.test:
             return None
         path, best = self.folder / TEST, self.best
         assert best is not None
+        earlier: list[int] = []
         if path.is_file():
             found: dict[str, Any] = json.loads(path.read_text())
-            return found
+            if found["step"] == best["step"]:
+                return found
+            earlier = [*found.get("looked_at_before", []), found["step"]]
         made = load_segmentation_model(self.folder / MODEL, device=self.place)
+        borders, failed = Borders(self.classes.names, self.kinds), dict[str, str]()
         with parallel.alone():
-            scores = score(made, self.parts.test, self.classes, seed=self.recipe.train.seed)
-        row = {"step": best["step"], **_measures(scores, self.parts.test)}
+            scores = score(
+                made,
+                self.parts.test,
+                self.classes,
+                seed=self.recipe.train.seed,
+                failed=failed,
+                each=borders.add if self.kinds else None,
+            )
+        self.notes += [f"test scan {id} is left out: {said}" for id, said in failed.items()]
+        if not np.isfinite(scores.dice).any():
+            self.notes.append("no test scan that can be read holds or gets one of the classes: there is no test")
+            return None
+        kept = [scan for scan in self.parts.test if scan.id not in failed]
+        seed = self.recipe.train.seed
+        row = {"step": best["step"], **_measures(scores, kept), **borders.data(seed), "failed": failed}
+        row["looked_at_before"] = earlier
         files.write_json(path, row)
         return row
 
@@ -406,7 +470,7 @@ class _Run:
         assert best is not None
         card = self._card(best, precision=summary.precision, warnings=[*summary.warnings, *self.notes])
         if test is not None:
-            said = f"macro Dice on {test['patients']} test patients, looked at once: {test['dice']:.4f}"
+            said = f"macro Dice on {test['patients']} test patients, {looked(test)}: {test['dice']:.4f}"
             card = replace(card, tested_on=(*card.tested_on, said), not_tested_on=card.not_tested_on[1:])
         path = self.folder / MODEL
         kept = load_segmentation_model(path)
@@ -471,6 +535,12 @@ class _Run:
             image, reference = self._read(scan)
             found.append((title, known[name], image, reference, made(image)))
         return found
+
+
+def looked(test: Mapping[str, Any]) -> str:
+    """How often the test scans were looked at."""
+    before = test.get("looked_at_before", [])
+    return "looked at once" if not before else f"looked at {len(before) + 1} times"
 
 
 def _measures(scores: Scores, scans: Sequence[LabelledScan]) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def build(run: Run, pictured: Sequence[Pictured] = ()) -> Page:
     state = "finished" if run.record and last >= total else "so far"
     return Page(
         f"Fine-tuning {run.recipe['name']}",
-        [*_summary(run), *_learning(run), *_labels(run), *_pictures(pictured), *_settings(run)],
+        [*_summary(run), *_learning(run), *_labels(run), *_borders(run), *_pictures(pictured), *_settings(run)],
         subtitle=f"Step {last} of {total}, {state}.",
         footer=f"ctfoundry {__version__}. Written from the run's own files up to step {last}.",
     )
@@ -114,7 +114,9 @@ def _summary(run: Run) -> Iterator[Section]:
     best, init, patients = run.best, run.split["init"], run.record.get("results", {}).get("patients", {})
     shown = [(f"{best['dice']:.3f}", f"validation Dice, step {best['step']}")]
     if run.test:
-        shown.append((f"{run.test['dice']:.3f}", "test Dice, looked at once"))
+        before = run.test.get("looked_at_before", [])
+        times = f"looked at {len(before) + 1} times" if before else "looked at once"
+        shown.append((f"{run.test['dice']:.3f}", f"test Dice, {times}"))
     shown += [(str(n), f"{part} patients") for part, n in patients.items() if n]
     yield Numbers(shown)
     if init["weights"] == "random":
@@ -191,6 +193,50 @@ def _labels(run: Run) -> Iterator[Section]:
         absent = [name for name, value in row["labels"].items() if value is None]
         if absent:
             yield Prose(f"In no {what} scan and never predicted there: {', '.join(absent)}.")
+
+
+def _borders(run: Run) -> Iterator[Section]:
+    from ctfoundry.report.page import Heading, Table
+
+    surfaces, lesions = dict(run.test.get("surfaces", {})), run.test.get("lesions", {})
+    if not surfaces and not lesions:
+        return
+    yield Heading("Borders and lesions of the test scans")
+    tolerance = surfaces.pop("tolerance_mm", None)
+    if surfaces:
+        body = [
+            (name, _text(row["distance"], 2), _text(row["normalised"]), row["empty"]["prediction"], row["empty"]["reference"])
+            for name, row in surfaces.items()
+        ]  # fmt: skip
+        yield Table(
+            (
+                "label",
+                "surface distance, mm",
+                f"surface Dice at {tolerance:g} mm",
+                "missed wholly",
+                "found where none is",
+            ),
+            body,
+            caption="Means over patients. A scan in which a label is missed wholly, or found where none is, counts the grid's diagonal as its "
+            "distance and 0 as its surface Dice.",
+        )
+    if lesions:
+        body = [
+            (name, row["lesions"], _text(row["sensitivity"]), _text(row["false_positives"], 2), _text(row["dice"]))
+            for name, row in lesions.items()
+        ]
+        yield Table(
+            ("label", "lesions", "found", "false positives a scan", "Dice a lesion"),
+            body,
+            caption="Lesions are connected parts of the reference; one is found when a predicted voxel lies in it. Missed ones have Dice 0.",
+        )
+
+
+def _text(value: Mapping[str, Any] | None, digits: int = 3) -> str:
+    if value is None:
+        return "–"
+    tail = "" if value["low"] is None else f" [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
+    return f"{value['value']:.{digits}f}{tail}"
 
 
 def _interval(value: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ctfoundry import stats
 from ctfoundry.adapt.cases import IGNORE, Classes, LabelledScan, class_map
-from ctfoundry.errors import ContractError
+from ctfoundry.errors import ContractError, CTFoundryError
 from ctfoundry.segmenter import Pass, Segmenter
 from ctfoundry.stats import Interval
 from ctfoundry.volume import Volume
@@ -136,6 +136,8 @@ def score(
     seed: int = 0,
     read: Callable[[LabelledScan], tuple[Volume, Volume]] | None = None,
     seen: Callable[[int], None] | None = None,
+    failed: dict[str, str] | None = None,
+    each: Callable[[LabelledScan, UInt8[np.ndarray, "d h w"], Volume], None] | None = None,
 ) -> Scores:
     """Segment whole scans and count voxels on their own grids, as `Segmenter` is used.
 
@@ -146,16 +148,27 @@ def score(
     seed : of the bootstrap.
     read : the scan and its classes (default: reads both).
     seen : told the number of scans done.
+    failed : where it is given, scans that cannot be read or segmented are put into it with the reason, and are in no score; else they raise.
+    each : told each scan with its predicted classes and its reference, such as `borders.Borders.add`.
     """
-    table, counts = class_table(segmenter.names, classes), []
+    table, counts, patients = class_table(segmenter.names, classes), [], []
     for number, scan in enumerate(scans, 1):
-        image, reference = read(scan) if read is not None else read_classes(scan, classes)
-        found = table[segmenter(image, settings=settings).voxels]
-        counts.append(class_counts(found, reference.voxels, len(classes.names)))
+        try:
+            image, reference = read(scan) if read is not None else read_classes(scan, classes)
+            found = table[segmenter(image, settings=settings).voxels]
+        except (CTFoundryError, OSError) as error:
+            if failed is None:
+                raise
+            failed[scan.id] = error.what if isinstance(error, CTFoundryError) else type(error).__name__
+        else:
+            counts.append(class_counts(found, reference.voxels, len(classes.names)))
+            patients.append(scan.patient)
+            if each is not None:
+                each(scan, found, reference)
         if seen is not None:
             seen(number)
     rows = np.stack(counts) if counts else np.zeros((0, len(classes.names), 3), dtype=np.int64)
-    return Scores(method or segmenter.card.name, classes.names, tuple(s.patient for s in scans), rows, seed)
+    return Scores(method or segmenter.card.name, classes.names, tuple(patients), rows, seed)
 
 
 def read_classes(scan: LabelledScan, classes: Classes) -> tuple[Volume, Volume]:
