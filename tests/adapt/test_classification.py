@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +23,9 @@ from ctfoundry.adapt.classification import (
     find_temperature,
     histogram_baseline,
 )
-from ctfoundry.adapt.classify_run import finetune
+from ctfoundry.adapt.classify_begin import begin
+from ctfoundry.adapt.classify_run import _Run, finetune
+from ctfoundry.adapt.initial import start
 from ctfoundry.adapt.inputs import Inputs, prepare_input
 from ctfoundry.adapt.recipe import ClassificationRecipe, finetune_recipe
 from ctfoundry.adapt.tables import TargetSet, open_targets
@@ -31,8 +35,9 @@ from ctfoundry.io import read
 from ctfoundry.keys import Key
 from ctfoundry.models.initialisation import initialise
 from ctfoundry.preparation import PREPARATIONS, prepare
+from ctfoundry.segmenter import Segmenter
 from ctfoundry.volume import Volume
-from ctfoundry.zoo import load_classifier, load_encoder, save_model
+from ctfoundry.zoo import load_classifier, load_encoder, save_model, verify_model
 
 SMALL = ["size=[8,32,32]", "train.batch=2", "train.schedule.steps=4", "train.schedule.warmup=0", "validate_every=2",
          "train.checkpoint_every=2", "train.log_every=2", "train.workers=0"]  # fmt: skip
@@ -242,6 +247,53 @@ def test_a_run_leaves_a_classifier_and_says_what_it_is_worth(run, heads):
     assert str(heads) not in text
     assert made.baseline is not None
     assert made.baseline["classes"]["bleed"]["auroc"]["value"] is not None
+
+
+def test_a_run_is_verified_and_is_something_to_begin_from(run, tmp_path):
+    """Golden values tell a classifier with another head; a segmentation begins from its encoder, a classification does not from a segmenter."""
+    folder = run[0]
+    found = verify_model(folder / "model.safetensors")
+    assert (found["architecture"], found["golden"].split()[0]) == ("encoder-head", "met")
+    model = load_classifier(folder, device="cpu")
+    card = replace(model.card, golden={**model.card.golden, "values": [v + 1 for v in model.card.golden["values"]]})
+    save_model(replace(model, card=card), tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match="misses its golden values"):
+        verify_model(tmp_path / "other.safetensors")
+    recipe = finetune_recipe("few-shot-tiny")
+    begun = start(replace(recipe, preparation=""), ("background", "one"), folder)
+    assert begun.init == {
+        "model": model.card.name,
+        "weights": "trained",
+        "sha256": model.card.sha256,
+        "kind": "encoder",
+    }
+    ours = begun.network.encoder.state_dict()
+    assert all(torch.equal(value, ours[name]) for name, value in model.encoder.network.state_dict().items())
+    _, told = begin(finetune_recipe("head-triage-tiny"), folder, None)
+    assert told == {"model": model.card.name, "weights": "trained", "sha256": model.card.sha256}
+    with pytest.raises(UsageError, match="begin from an encoder"):
+        begin(finetune_recipe("head-triage-tiny"), Segmenter.of(begun.network, begun.card), None)
+
+
+def test_a_test_of_another_step_is_made_again(run, heads, tmp_path):
+    folder, made = run
+    other = tmp_path / "run"
+    shutil.copytree(folder, other)
+    kept = json.loads((other / "test.json").read_text())
+    assert kept["step"] == made.best["step"]
+    (other / "test.json").write_text(json.dumps({**kept, "step": 1, "logits": [[0.0]] * len(kept["ids"])}))
+    again = finetune("head-triage-tiny", heads, other, init="random", table=heads / "labels.csv", changes=SMALL, device="cpu",
+                     quiet=True, report=False, baseline=False)  # fmt: skip
+    assert again.test == made.test
+    assert any("second look" in text for text in again.warnings)
+    assert json.loads((other / "test.json").read_text()) == kept
+
+
+def test_a_network_that_diverged_is_never_the_best():
+    rank = _Run._rank
+    bad, good = {"auroc": float("nan"), "loss": float("nan")}, {"auroc": 0.5, "loss": 3.0}
+    own = SimpleNamespace(recipe=finetune_recipe("classify-tiny"))
+    assert rank(own, bad) < rank(own, good)
 
 
 def test_a_killed_run_goes_on_to_the_same(run, heads, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -193,3 +194,12 @@ def test_shots_come_in_turns_and_nest():
     for wrong in (1, 41):
         with pytest.raises(UsageError, match="shots"):
             few_of_each(scans, wrong, "binary")
+
+
+def test_a_shot_of_a_patient_shows_what_the_patient_was_drawn_for():
+    """Patients with two clear scans and one with blood count as bleeding: that scan is drawn."""
+    scans = tuple(replace(target_scan(n, (int(n % 3 == 2 and n < 12),)), patient=f"p{n // 3}") for n in range(24))
+    for seed in range(3):
+        drawn = few_of_each(scans, 4, "binary", seed=seed)
+        assert sorted(s.target[0] for s in drawn) == [0, 0, 1, 1]
+        assert len({s.patient for s in drawn}) == 4

@@ -50,3 +50,28 @@ def test_classify_continues_and_a_bad_scan_leaves_others_alone(model, tmp_path):
     refused = run("classify", str(scans), "--model", str(tmp_path / "other.safetensors"), "-o", str(out))
     assert refused.returncode == 2
     assert "predictions of another model" in refused.stderr
+
+
+def test_finetune_learns_from_a_table(tmp_path):
+    """The verb itself: rows for people, JSON for programs, and options of segmentation refused."""
+    heads = write_heads(tmp_path / "scans", 12)
+    changes = [
+        "size=[8,32,32]",
+        "train.batch=2",
+        "train.schedule.steps=2",
+        "train.schedule.warmup=0",
+        "validate_every=2",
+        "train.workers=0",
+    ]
+    command = ["finetune", "head-triage-tiny", "--data", str(heads), "--table", str(heads / "labels.csv"), "--run", str(tmp_path / "run"),
+               "--init", "random", "--device", "cpu", *(part for change in changes for part in ("--set", change))]  # fmt: skip
+    found = run(*command)
+    assert found.returncode == 0, found.stderr
+    for word in ("validation", "test, HU histogram alone", "looked at once", "bleed", "called from", "sensitivity"):
+        assert word in found.stdout
+    assert "head0" not in found.stdout + (tmp_path / "run" / "run.json").read_text()
+    again = run(*command, "--json")
+    assert json.loads(again.stdout)["test"]["classes"]["bleed"]["positive"] > 0
+    refused = run(*command, "--test-share", "0.2", "--labels", "bleed")
+    assert refused.returncode == 2
+    assert "--labels, --test-share" in refused.stderr

@@ -315,6 +315,33 @@ def test_suprem_unet(tmp_path):
     assert again.card.arguments["norm"] == "batch"
 
 
+def test_suprem_whole_unet(tmp_path):
+    """To begin a fine-tuning from: all but the last layer, which the published file has for one output only."""
+    whole = worn(SuPreMUNet())
+    content = {"net": {**behind("module.backbone.", state_of(whole)), "module.organ_embedding": torch.rand(32, 512)}}
+    path = saved(tmp_path / "supervised_suprem_unet_2100.pth", content)
+    out = tmp_path / "suprem.safetensors"
+    card = zoo.convert_segmenter(path, out, name="suprem-unet-segmenter")
+    assert "fine-tune it before use" in card.notes[0]
+    made = zoo.load_segmenter(out, device="cpu")
+    assert made.names == ("background", "untrained output")
+    state = made.network.state_dict()
+    assert len(state) == 106
+    assert all(torch.equal(v, state[k]) for k, v in whole.state_dict().items() if "final_conv" not in k)
+    assert zoo.convert_segmenter(path, out, name="suprem-unet-segmenter") == card  # not made again
+    with pytest.raises(UsageError, match="--replace"):
+        zoo.convert_segmenter(path, out, name="suprem-unet-published-segmenter")
+    other = zoo.convert_segmenter(path, out, name="suprem-unet-published-segmenter", replace_other=True)
+    assert other.arguments["norm"] == "batch"
+    with pytest.raises(WeightsError, match="is a suprem-unet, not ct-fm-whole-body-segmenter"):
+        zoo.convert_segmenter(path, tmp_path / "b.safetensors")
+    encoder = {k: v for k, v in content["net"].items() if "_tr" not in k or "down_tr" in k}
+    with pytest.raises(WeightsError, match="no decoder"):
+        zoo.convert_segmenter(
+            saved(tmp_path / "e.pth", {"net": encoder}), tmp_path / "c.safetensors", name="suprem-unet-segmenter"
+        )
+
+
 @pytest.mark.monai
 def test_suprem_segresnet(tmp_path):
     from monai.networks.nets.segresnet import SegResNet

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ctfoundry.adapt.initial import opened
 from ctfoundry.adapt.recipe import ClassificationRecipe
 from ctfoundry.adapt.tables import TargetScan
 from ctfoundry.classifier import Classifier, fixed_size
@@ -12,39 +13,23 @@ from ctfoundry.encoder import Encoder
 from ctfoundry.errors import CTFoundryError, UsageError
 from ctfoundry.preparation import Preparation, prepared_shape
 from ctfoundry.preparation import preparation as preparation_of
-from ctfoundry.zoo.classifiers import load_classification_model
-from ctfoundry.zoo.files import model_file, read_card
-from ctfoundry.zoo.models import load_encoder
-
-RANDOM = "random"
+from ctfoundry.segmenter import Segmenter
 
 
 def begin(
-    recipe: ClassificationRecipe, init: str | Path | Encoder | None, weights: str | Path | None
+    recipe: ClassificationRecipe, init: str | Path | Encoder | Classifier | None, weights: str | Path | None
 ) -> tuple[Encoder, dict[str, str]]:
-    """The encoder that a run begins from, on the CPU, and what is told of it; raises UsageError where none is named."""
-    if init is None:
+    """The encoder that a run begins from, on the CPU, and what is told of it; raises UsageError for a segmenter, and where none is named."""
+    model = opened(recipe, init, weights=weights)
+    if isinstance(model, Segmenter):
         raise UsageError(
-            "say what the encoder begins with: nobody should train from random weights without knowing",
+            f"{model.card.name} is a segmenter, and labels of whole scans begin from an encoder",
             where="--init",
-            do=f"--init MODEL (a run folder, a .safetensors file, hf://owner/name, a name of the zoo with --weights), or --init {RANDOM}",
+            do="give the encoder that it was made from",
         )
-    if isinstance(init, Encoder):
-        encoder = init
-    elif str(init) == RANDOM:
-        encoder = load_encoder(recipe.model, weights="random", device="cpu", seed=recipe.train.seed)
-    elif (
-        Path(init).exists()
-        and model_file(Path(init)).is_file()
-        and read_card(model_file(Path(init))).kind == "classifier"
-    ):
-        model = load_classification_model(model_file(Path(init)))
-        told = {"model": model.card.name, "weights": "trained", "sha256": model.card.sha256}
-        return model.encoder, told
-    else:
-        encoder = load_encoder(init, weights=weights, device="cpu", seed=recipe.train.seed)
-    card = encoder.card
-    return encoder, {"model": card.name, "weights": card.weights, "sha256": card.sha256}
+    card = model.card
+    told = {"model": card.name, "weights": card.weights, "sha256": card.sha256}
+    return model.encoder if isinstance(model, Classifier) else model, told
 
 
 def size_for(recipe: ClassificationRecipe, encoder: Encoder, scans: Sequence[TargetScan]) -> Preparation:

@@ -48,6 +48,7 @@ from ctfoundry.train.loop import FREE
 from ctfoundry.train.monitor import read_lines
 from ctfoundry.zoo.classifiers import load_classification_model
 from ctfoundry.zoo.files import save_model
+from ctfoundry.zoo.golden import golden_of
 from ctfoundry.zoo.models import device_of
 
 if TYPE_CHECKING:
@@ -311,8 +312,11 @@ class _Run:
             )
 
     def _rank(self, row: Mapping[str, Any]) -> tuple[float, float]:
-        """Higher is better; of equal areas the lower loss."""
-        return (0.0 if self.recipe.select == "loss" else float(row["auroc"]), -float(row["loss"]))
+        """Higher is better; of equal areas the lower loss. What is no number (a network that diverged) comes last."""
+        area, loss = float(row["auroc"]), float(row["loss"])
+        if not (np.isfinite(area) and np.isfinite(loss)):
+            return (-np.inf, -np.inf)
+        return (0.0 if self.recipe.select == "loss" else area, -loss)
 
     @property
     def best(self) -> Mapping[str, Any] | None:
@@ -340,7 +344,8 @@ class _Run:
             area = test.headline
             said = f"AUROC on {area.patients} test patients, looked at once: {area.text(4)}"
             card = replace(card, tested_on=(*card.tested_on, said), not_tested_on=card.not_tested_on[1:])
-        files.write_json(path.with_suffix(".json"), to_data(replace(card, sha256=files.sha256(path))))
+        card = replace(card, sha256=files.sha256(path), golden=golden_of(made))
+        files.write_json(path.with_suffix(".json"), to_data(card))
         write_scores(self.folder / PREDICTIONS, {"validation": validation, **({"test": test} if test else {})})
         told = None if test is None else test.data()
         record.inputs = {
@@ -367,18 +372,25 @@ class _Run:
             from ctfoundry.adapt.classify_page import write_report
 
             shown = {scan.id: scan.image for scan in (*self.parts.validation, *self.parts.test)}
-            write_report(self.folder, validation, test, trivial, list(self.rows.values()), shown, self.notes)
+            try:
+                write_report(self.folder, validation, test, trivial, list(self.rows.values()), shown, self.notes)
+            except Exception as error:  # the model and its numbers are there: a page that fails takes nothing from them
+                print(f"no report.html: {error!r}", file=sys.stderr)
         shutil.rmtree(self.folder / CACHE, ignore_errors=True)
         return self._summary(summary, made.rule, told, None if trivial is None else trivial.data())
 
     def _test(self, made: Classifier) -> ScanScores | None:
-        """The best step on the test scans; predicted once, at the end."""
-        scans = self.parts.test
+        """The best step on the test scans; predicted once, at the end.
+
+        A run by the clock may go on after that; where another step is the best then, the test is made again, and says so.
+        """
+        scans, best = self.parts.test, self.best
         if not scans:
             return None
+        assert best is not None
         path = self.folder / TEST
-        if path.is_file():
-            kept = json.loads(path.read_text())
+        kept = json.loads(path.read_text()) if path.is_file() else {}
+        if kept and kept.get("step", best["step"]) == best["step"]:
             ids = set(kept["ids"])
             scans = tuple(s for s in scans if s.id in ids)
             logits, failed = np.array(kept["logits"]), dict(kept["failed"])
@@ -395,8 +407,13 @@ class _Run:
                     "ids": list(found.ids),
                     "logits": found.logits.tolist(),
                     "failed": found.failed,
+                    "step": best["step"],
                 },
             )
+            if kept:
+                self.notes.append(
+                    f"the test scans were looked at before, for step {kept['step']}, and the run went on: this is a second look"
+                )
         self.notes += [f"test scan {id} is left out: {said}" for id, said in found.failed.items()]
         return found
 

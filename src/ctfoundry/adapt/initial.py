@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from ctfoundry.adapt.cases import PreparedCase
-from ctfoundry.adapt.recipe import SegmentationRecipe
+from ctfoundry.adapt.recipe import FinetuneRecipe, SegmentationRecipe
 from ctfoundry.adapt.segmentation import anchors, cut, draw_crop
+from ctfoundry.classifier import Classifier
 from ctfoundry.encoder import Card, Encoder
 from ctfoundry.errors import SettingsError, UsageError, WeightsError
 from ctfoundry.geometry import Vec3
@@ -62,7 +63,7 @@ class Start:
 def start(
     recipe: SegmentationRecipe,
     names: Sequence[str],
-    init: str | Path | Encoder | Segmenter | None,
+    init: str | Path | Encoder | Segmenter | Classifier | None,
     *,
     weights: str | Path | None = None,
 ) -> Start:
@@ -71,14 +72,18 @@ def start(
     Parameters
     ----------
     names : of the outputs in order, the background first.
-    init : an encoder or a segmenter, or what `zoo.load_encoder` takes; ``random`` for the recipe's architecture drawn from its seed.
-        A segmenter goes on with its own network; what depends on the number of classes is drawn anew when they differ.
+    init : an encoder, a segmenter, a classifier, or what `zoo.load_any` takes; ``random`` for the recipe's architecture drawn from its
+        seed. A segmenter goes on with its own network; what depends on the number of classes is drawn anew when they differ. Of a
+        classifier its encoder is taken.
     weights : for a name of the zoo.
 
     Raises UsageError where `init` is None, WeightsError for weights that do not fit, SettingsError for a patch or windows that the
     network does not divide.
     """
     model = opened(recipe, init, weights=weights)
+    if isinstance(model, Classifier):
+        inner = model.encoder
+        model = replace(inner, card=replace(inner.card, name=model.card.name, sha256=model.card.sha256))
     preparation = preparation_of(recipe.preparation) if recipe.preparation else model.preparation
     if isinstance(model, Segmenter):
         begun = _continued(recipe, names, model)
@@ -113,16 +118,19 @@ def start(
 
 
 def opened(
-    recipe: SegmentationRecipe, init: str | Path | Encoder | Segmenter | None, *, weights: str | Path | None = None
-) -> Encoder | Segmenter:
-    """The model that a run begins from; raises UsageError where none is named."""
+    recipe: FinetuneRecipe,
+    init: str | Path | Encoder | Segmenter | Classifier | None,
+    *,
+    weights: str | Path | None = None,
+) -> Encoder | Segmenter | Classifier:
+    """The model that a run of any kind begins from, on the CPU; raises UsageError where none is named."""
     if init is None:
         raise UsageError(
             "say what the encoder begins with: nobody should train from random weights without knowing",
             where="--init",
             do=f"--init MODEL (a run folder, a .safetensors file, hf://owner/name, a name of the zoo with --weights), or --init {RANDOM}",
         )
-    if isinstance(init, Encoder | Segmenter):
+    if isinstance(init, Encoder | Segmenter | Classifier):
         return init
     if str(init) == RANDOM:
         if weights is not None:
@@ -240,6 +248,8 @@ def standardise(begun: Start, cases: Sequence[PreparedCase], patch: Vec3, seed: 
     network = begun.network
     if not isinstance(network, EncoderDecoder) or not isinstance(network.decoder, LightDecoder):
         return
+    if begun.init["kind"] == "segmenter":
+        return  # it goes on with the numbers that its decoder has learnt from
     network.eval()
     place = next(network.parameters()).device
     rows: dict[str, list[Tensor]] = {}

@@ -98,7 +98,11 @@ def _each_class(splits: Parts, data: TargetSet, notes: list[str]) -> None:
 
 
 def few_of_each(scans: Sequence[TargetScan], shots: int, kind: Kind, *, seed: int = 0) -> tuple[TargetScan, ...]:
-    """One scan each of `shots` patients, in turns from each class; the draw of more shots with the same seed holds that of fewer."""
+    """One scan each of `shots` patients, in turns from each class; the draw of more shots with the same seed holds that of fewer.
+
+    A patient's scan is drawn from those that show most of what the patient's scans show together: for a patient who bleeds in one scan of
+    three it is that one.
+    """
     groups = list(by_stratum(scans, kind, Key.of("shots", seed)).values())
     order = [names[turn] for turn in range(max(map(len, groups))) for names in groups if turn < len(names)]
     if not len(groups) <= shots <= len(order):
@@ -107,5 +111,13 @@ def few_of_each(scans: Sequence[TargetScan], shots: int, kind: Kind, *, seed: in
             where="--shots",
             do=f"choose from {len(groups)} to {len(order)}",
         )
-    first = {scan.patient: scan for scan in reversed(scans)}
-    return tuple(first[patient] for patient in order[:shots])
+    own: dict[str, list[TargetScan]] = {}
+    for scan in sorted(scans, key=lambda scan: scan.id):
+        own.setdefault(scan.patient, []).append(scan)
+    drawn = []
+    for patient in order[:shots]:
+        # of exclusive classes a patient counts as the highest
+        most = max(sum(scan.target) for scan in own[patient])
+        those = [scan for scan in own[patient] if sum(scan.target) == most]
+        drawn.append(those[int(Key.of("shots", seed)("scan", patient).integers(0, len(those)))])
+    return tuple(drawn)

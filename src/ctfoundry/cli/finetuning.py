@@ -11,6 +11,7 @@ import typer
 from ctfoundry.cli.common import Device, print_table, say, show, state, verb
 
 if TYPE_CHECKING:
+    from ctfoundry.adapt.classify_run import ClassifySummary
     from ctfoundry.adapt.finetune import FinetuneSummary
 
 
@@ -38,12 +39,17 @@ def finetune(
         float,
         typer.Option(help="share of patients kept for a test at the end, where the data set has none", min=0, max=0.8),
     ] = 0.0,
+    measures: Annotated[
+        str | None,
+        typer.Option(help="of test scans beside Dice: surfaces,lesions or none; default: both of few classes"),
+    ] = None,
     cache: Annotated[Path | None, typer.Option(help="folder that keeps prepared scans")] = None,
     seed: Annotated[int | None, typer.Option(help="of split, shots, weights and crops; default: the recipe's")] = None,
     device: Device = "auto",
 ) -> None:
     """Fine-tune an encoder on labelled scans; continues a run it finds. The best step is chosen on validation patients."""
     from ctfoundry.adapt.recipe import ClassificationRecipe, finetune_recipe
+    from ctfoundry.errors import UsageError
 
     state.quiet |= os.environ.get("RANK", "0") != "0"
     changes = [*(change or ()), *([f"train.seed={seed}"] if seed is not None else ())]
@@ -55,18 +61,25 @@ def finetune(
         "device": device, "quiet": state.quiet, "command": command,
     }  # fmt: skip
     if isinstance(chosen, ClassificationRecipe):
+        unused = {
+            "--labels": labels, "--groups": groups, "--cache": cache, "--test-share": test_share, "--measures": measures,
+        }  # fmt: skip
+        given = [option for option, value in unused.items() if value]
+        if given:
+            raise UsageError(
+                f"recipe {chosen.name!r} learns labels of whole scans, where {', '.join(given)} has no meaning",
+                do="choose labels with --target, shares with --set test=0.2",
+            )
         _classification(chosen, data, run, {**options, "name": name, "table": table, "target": target})
         return
     if table is not None or target is not None:
-        from ctfoundry.errors import UsageError
-
         raise UsageError(f"recipe {chosen.name!r} learns labels of voxels; --table and --target are for whole scans")
     from ctfoundry.adapt.finetune import finetune as train
     from ctfoundry.cli.adapt import groups_of, names_of
 
     done = train(
         chosen, data, run, name=name, labels=names_of(labels), groups=groups_of(groups), cache=cache,
-        test_share=test_share, **options,
+        test_share=test_share, measures=None if measures is None else [] if measures == "none" else names_of(measures), **options,
     )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
         show(_data(done), lambda: _print(done))
@@ -80,8 +93,32 @@ def _classification(recipe: Any, data: Path, run: Path, options: dict[str, Any])
     done = classify_run.finetune(recipe, data, run, **options)
     if os.environ.get("RANK", "0") == "0":
         found = {key: value for key, value in asdict(done).items() if not isinstance(value, Path)}
-        rows = [(key, value) for key, value in found.items() if isinstance(value, str | int | float)]
-        show(found, lambda: print_table(("what", "value"), rows))
+        show(found, lambda: _print_classes(done))
+
+
+def _print_classes(done: ClassifySummary) -> None:
+    for warning in done.warnings:
+        say(f"note: {warning}")
+    several, best = len(done.classes) > 1, done.best
+    area = "macro AUROC" if several else "AUROC"
+    rows = [("validation", _text(best, "auroc"), done.patients["validation"], f"step {best['step']}, which it chose")]
+    for what, found in (("test", done.test), ("test, HU histogram alone", done.baseline)):
+        if found is not None:
+            whole = found["overall"]["macro_auroc"] if several else found["classes"][done.classes[0]]["auroc"]
+            rows.append((what, _text(whole, "value"), found["patients"], "looked at once" if what == "test" else ""))
+    print_table(("patients", area, "of", ""), rows, title=f"{done.recipe}, {done.train.steps} steps")
+    if done.test is None:
+        print("There are no test measures: the run is not at its end, or no scan is kept for a test.")
+        return
+    table = []
+    for name in done.classes:
+        row = done.test["classes"][name]
+        limit = "most probable" if row["threshold"] is None else f"{row['threshold']:.3f}"
+        shown = ("auroc", *(key for key in ("sensitivity", "specificity", "f1") if key in row))
+        table.append((name, row["positive"], limit, *(_text(row[key], "value") for key in shown)))
+    columns = ("AUROC", "sensitivity", "specificity", "F1") if done.kind != "multiclass" else ("AUROC",)
+    print_table(("test", "positive", "called from", *columns), table)
+    print(f"Thresholds and temperature ({done.rule.temperature:.2f}) come from validation patients.")
 
 
 def _data(done: FinetuneSummary) -> dict[str, Any]:
@@ -124,5 +161,7 @@ def _rows(done: FinetuneSummary) -> list[tuple[str, Any]]:
 
 
 def _text(row: Any, name: str = "dice") -> str:
+    if row[name] is None:
+        return "-"
     tail = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
     return f"{row[name]:.3f}{tail}"

@@ -66,8 +66,8 @@ def zoo_convert(
     from ctfoundry import zoo
     from ctfoundry.record import Record
 
-    if name == zoo.WHOLE_BODY:
-        _whole_body(source, out)
+    if name == zoo.WHOLE_BODY or name in zoo.SUPREM:
+        _segmenter(source, out, name, preparation, replace)
         return
     known = source if source.startswith("hf://") else "SRC"
     command = ("zoo", "convert", known, "OUT", *(("--as", name) if name else ()))
@@ -96,14 +96,16 @@ def zoo_convert(
     show(data, lambda: print_table(("what", "value"), rows))
 
 
-def _whole_body(source: str, out: Path) -> None:
-    """CT-FM's whole-body model with its decoder; names of the outputs are those of TotalSegmentator v2."""
+def _segmenter(source: str, out: Path, name: str, preparation: str | None, replace: bool) -> None:
+    """CT-FM's whole-body model with its decoder (outputs are the structures of TotalSegmentator v2), or SuPreM's whole U-Net."""
     from ctfoundry import zoo
     from ctfoundry.zoo import hub
 
     place = hub.fetch(hub.parse(source)).path if hub.is_hub(source) else Path(source)
-    target = out if out.suffix == ".safetensors" else out / f"{zoo.WHOLE_BODY}.safetensors"
-    card = zoo.convert_segmenter(place, target, zoo.whole_body().names)
+    target = out if out.suffix == ".safetensors" else out / f"{name}.safetensors"
+    card = zoo.convert_segmenter(place, target, name=name, preparation=preparation, replace_other=replace)
+    for note in card.notes:
+        print(f"note: {note}", file=sys.stderr)
     data = {"name": card.name, "model": str(target), "structures": len(card.names) - 1, "sha256": card.sha256}
     show(data, lambda: print_table(("what", "value"), list(data.items())))
 

@@ -8,10 +8,19 @@ from ctfoundry.zoo.files import load_model, model_file, save_model, verify_model
 from ctfoundry.zoo.looks import looks
 from ctfoundry.zoo.models import CARDS, build, load_encoder, register, with_patch
 from ctfoundry.zoo.pairs import load_vision_language
-from ctfoundry.zoo.segmenters import WHOLE_BODY, convert_segmenter, load_any, load_segmenter, segment, whole_body
+from ctfoundry.zoo.segmenters import (
+    SUPREM,
+    WHOLE_BODY,
+    convert_segmenter,
+    load_any,
+    load_segmenter,
+    segment,
+    whole_body,
+)
 
 __all__ = [
     "CARDS",
+    "SUPREM",
     "WHOLE_BODY",
     "Converted",
     "build",

@@ -103,7 +103,7 @@ def convert(
         fetched = hub.fetch(hub.parse(str(source)))
         place = fetched.path
     origin = hub.parse(str(source)) if fetched else None
-    if name is not None and (found := _finished(place, out, name, preparation, replace_other)):
+    if name is not None and (found := finished(place, out, name, preparation, replace_other)):
         return found
     raw = sources.read(place)
     network = sources.find(raw)
@@ -118,7 +118,7 @@ def convert(
     ):
         network = sources.with_text(network)
     target = _target(out, chosen)
-    if name is None and (found := _finished(place, out, chosen, preparation, replace_other)):
+    if name is None and (found := finished(place, out, chosen, preparation, replace_other)):
         return found
     card = _card(chosen, preparation, network, raw.path)
     state, types = _fitted(card, network, raw.path)
@@ -178,7 +178,7 @@ def _target(out: Path, name: str) -> Path:
     return out if out.suffix == ".safetensors" else out / f"{name}.safetensors"
 
 
-def _finished(place: Path, out: Path, name: str, preparation: str | None, replace_other: bool) -> Converted | None:
+def finished(place: Path, out: Path, name: str, preparation: str | None, replace_other: bool) -> Converted | None:
     """The finished work of an earlier run with the same source and settings; raises UsageError over that of another."""
     path = _target(out, name)
     if not path.is_file():

@@ -129,19 +129,26 @@ def check_state(
 
 def verify_model(path: Path) -> dict[str, str | int]:
     """Load a model strictly, compare it with its golden values, and say what it is and how its weights look."""
+    from ctfoundry.zoo.classifiers import load_classification_model
     from ctfoundry.zoo.golden import check_golden
     from ctfoundry.zoo.looks import looks
 
-    segments = path.is_file() and read_card(path).kind == "segmenter"
-    encoder = load_segmentation_model(path) if segments else load_model(path)
-    card = encoder.card
-    worst = check_golden(encoder)
-    fresh = looks(encoder.network.state_dict())
+    kind = read_card(path).kind if path.is_file() else "encoder"
+    model: Encoder | Segmenter | Classifier
+    if kind == "segmenter":
+        model = load_segmentation_model(path)
+    elif kind == "classifier":
+        model = load_classification_model(path)
+    else:
+        model = load_model(path)
+    card = model.card
+    worst = check_golden(model)
+    fresh = looks(model.network.state_dict())
     return {
         "name": card.name,
         "architecture": card.architecture,
         "preparation": card.preparation.name,
-        "parameters": sum(p.numel() for p in encoder.network.parameters()),
+        "parameters": sum(p.numel() for p in model.network.parameters()),
         "sha256": card.sha256,
         "weights": card.weights,
         "looks": "; ".join(map(str, fresh)) or "trained",

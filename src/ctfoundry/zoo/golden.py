@@ -1,6 +1,6 @@
 """Golden values: what a network must answer to one input that anybody can make again.
 
-The card holds a few numbers of an encoder's vector, or of a segmenter's logits, for a small input of counted noise. A network that loads without an error
+The card holds a few numbers of an encoder's vector, or of the logits of a segmenter or a classifier, for a small input of counted noise. A network that loads without an error
 and still is another one (another norm, another order of keys, another patch size) answers differently.
 """
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ctfoundry.classifier import Classifier
 from ctfoundry.encoder import Encoder
 from ctfoundry.errors import WeightsError
 from ctfoundry.keys import Key
@@ -30,12 +31,16 @@ def golden_input(shape: tuple[int, ...]) -> Float[Tensor, "1 c d h w"]:
     return torch.from_numpy(Key.of("golden", *shape).uniform(0, 1, shape)).float()
 
 
-def golden_of(encoder: Encoder | Segmenter) -> dict[str, Any]:
-    """The golden values of an encoder or a segmenter, as the card holds them. Run on the CPU in float32."""
+def golden_of(encoder: Encoder | Segmenter | Classifier) -> dict[str, Any]:
+    """The golden values of a model, as the card holds them. Run on the CPU in float32."""
     arguments: Mapping[str, Any] = encoder.card.arguments
-    if isinstance(encoder, Segmenter):
-        network: Any = encoder.network
+    if not isinstance(encoder, Encoder):
         arguments = arguments.get("encoder", {}).get("arguments", arguments)
+    if isinstance(encoder, Classifier):
+        stride = [max(level.stride[axis] for level in encoder.encoder.levels) for axis in range(3)]
+        slices, vector = encoder.encoder.extent.mode == "slices", LOGITS
+    elif isinstance(encoder, Segmenter):
+        network: Any = encoder.network
         stride, slices, vector = list(getattr(network, "multiple", (16, 16, 16))), False, LOGITS
     else:
         stride = [max(level.stride[axis] for level in encoder.levels) for axis in range(3)]
@@ -51,7 +56,7 @@ def golden_of(encoder: Encoder | Segmenter) -> dict[str, Any]:
     return {"input": list(shape), "vector": vector, "values": values, "tolerance": share * scale + 1e-6}
 
 
-def check_golden(encoder: Encoder | Segmenter) -> float | None:
+def check_golden(encoder: Encoder | Segmenter | Classifier) -> float | None:
     """The largest difference from the card's golden values, or None where it has none; raises WeightsError over the tolerance."""
     golden: Mapping[str, Any] = encoder.card.golden
     if not golden:
@@ -61,7 +66,7 @@ def check_golden(encoder: Encoder | Segmenter) -> float | None:
         expected, tolerance = [float(v) for v in golden["values"]], float(golden["tolerance"])
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"the golden values of card {encoder.card.name!r} cannot be read: {error}") from error
-    known = (LOGITS,) if isinstance(encoder, Segmenter) else encoder.vectors
+    known = encoder.vectors if isinstance(encoder, Encoder) else (LOGITS,)
     if len(shape) != 5 or vector not in known or max(shape) > 512:
         raise WeightsError(
             f"the golden values of card {encoder.card.name!r} are of input {shape} and vector {vector!r}"
@@ -77,13 +82,15 @@ def check_golden(encoder: Encoder | Segmenter) -> float | None:
 
 
 @torch.no_grad()
-def _answer(encoder: Encoder | Segmenter, shape: tuple[int, ...], vector: str) -> list[float]:
+def _answer(encoder: Encoder | Segmenter | Classifier, shape: tuple[int, ...], vector: str) -> list[float]:
     x = golden_input(shape).to(encoder.device)
     if isinstance(encoder, Segmenter):
         found = encoder.network(x).flatten().double().cpu()
         # as many places as classes and more, never in step with an axis
         step = max(len(found) // KEPT - 7, 1)
         return [float(v) for v in found[::step][:KEPT]]
+    if isinstance(encoder, Classifier):
+        return [float(v) for v in encoder.forward(x)[0].double().cpu()[:KEPT]]
     found = encoder.embed(x, vector)[0].double().cpu()
     step = -(-len(found) // KEPT)
     return [float(v) for v in found[::step]]

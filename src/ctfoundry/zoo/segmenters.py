@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ctfoundry import structures
+from ctfoundry.classifier import Classifier
 from ctfoundry.encoder import Card, Encoder
 from ctfoundry.errors import SettingsError, UsageError, WeightsError
 from ctfoundry.infer.passes import Extent
@@ -20,12 +21,23 @@ from ctfoundry.segmenter import Pass, Segmenter
 from ctfoundry.volume import Volume
 from ctfoundry.zoo.models import device_of
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ctfoundry.zoo import sources
+
 PUBLISHED = Extent("windows", (96, 160, 160), 0.625, "gaussian")
 """Windows of CT-FM's segmentation models (reference, section 2)."""
 
 
 WHOLE_BODY = "ct-fm-whole-body-segmenter"
 """The one segmenter that the zoo knows by name: CT-FM's, of the 117 structures of TotalSegmentator v2."""
+
+
+SUPREM = {"suprem-unet-segmenter": "running", "suprem-unet-published-segmenter": "batch"}
+"""SuPreM's whole U-Net by name, to begin a fine-tuning from, with its norm corrected or as published."""
+UNTRAINED = ("background", "untrained output")
+"""Outputs of a network whose last layer is drawn: its file has none of its own."""
 
 
 def whole_body() -> Card:
@@ -107,17 +119,21 @@ def _from_hub(name: str) -> Path:
 
 def load_any(
     model: str | Path, *, weights: str | Path | None = None, device: str = "auto", seed: int = 0
-) -> Encoder | Segmenter:
-    """An encoder or a segmenter, whichever the model is; `load_encoder` says what it takes."""
+) -> Encoder | Segmenter | Classifier:
+    """An encoder, a segmenter or a classifier, whichever the model is; `load_encoder` says what it takes."""
+    from ctfoundry.zoo.classifiers import load_classifier
     from ctfoundry.zoo.files import model_file, read_card
     from ctfoundry.zoo.models import CARDS, load_encoder
 
     path = Path(model)
     if str(model) == WHOLE_BODY:
         return load_segmenter(model, weights=weights, device=device, seed=seed)
-    known = str(model) not in CARDS and weights is None and path.exists()
-    if known and read_card(model_file(path)).kind == "segmenter":
-        return load_segmenter(path, device=device)
+    if str(model) not in CARDS and weights is None and path.exists() and model_file(path).is_file():
+        kind = read_card(model_file(path)).kind
+        if kind == "segmenter":
+            return load_segmenter(path, device=device)
+        if kind == "classifier":
+            return load_classifier(path, device=device)
     return load_encoder(model, weights=weights, device=device, seed=seed)
 
 
@@ -227,36 +243,64 @@ def _channels(preparation: Preparation) -> int:
 def convert_segmenter(
     source: str | Path,
     out: str | Path,
-    names: Sequence[str],
+    names: Sequence[str] | None = None,
     *,
     name: str = WHOLE_BODY,
-    preparation: str = "ct-fm-1.5mm",
-    extent: Extent = PUBLISHED,
+    preparation: str | None = None,
+    extent: Extent | None = None,
     licence: str = "",
+    replace_other: bool = False,
 ) -> Card:
-    """A public CT-FM segmentation model (`SegResNetDS`, encoder and decoder) as a safetensors file with its card.
+    """A public segmentation model, encoder and decoder, as a safetensors file with its card: CT-FM's `SegResNetDS`, or SuPreM's U-Net.
+
+    SuPreM's published file has a head that text drives, and a last layer of one output without use. Where the outputs are not as many as
+    the names, its last layer is drawn, and the card says so: such a model is to begin a fine-tuning from.
 
     Parameters
     ----------
     source : a weight file, or a hub folder with ``model.safetensors``; read safely, as `convert` does.
     out : the ``.safetensors`` file to write.
-    names : of the outputs in order, the background first; the weights do not tell them.
-    name, preparation, extent, licence : for the card; the defaults are those of the whole-body model.
+    names : of the outputs in order, the background first; the weights do not tell them. Default: the whole body's, or `UNTRAINED`.
+    name, preparation, extent, licence : for the card; the defaults are those of the whole-body model, or of SuPreM by name (`SUPREM`).
+    replace_other : whether a model of another source may be overwritten; one of the same source is not made again.
 
-    Raises WeightsError for anything missing, unexpected or mis-shaped, and for another number of outputs than names.
+    Raises WeightsError for anything missing, unexpected or mis-shaped, and for another number of outputs than names; UsageError where
+    something else lies in the place.
     """
     from ctfoundry.zoo import models, sources
+    from ctfoundry.zoo.convert import finished
     from ctfoundry.zoo.files import check_state, save_model
     from ctfoundry.zoo.golden import golden_of
 
     target = Path(out)
     if target.suffix != ".safetensors":
         raise UsageError(f"{target}: name the file to write, NAME.safetensors")
+    there = finished(Path(source), target, name, preparation, replace_other)
+    if there is not None and (names is None or tuple(names) == there.card.names):
+        return there.card
+    if there is not None and not replace_other:
+        raise UsageError(f"{target}: the same model with other names lies there", do="give another place, or --replace")
     raw = sources.read(Path(source))
     found = sources.find(raw)
     state = sources.with_decoder(found, raw.path)
     if raw.config is not None:
         sources.check_config(raw.config, found, raw.path)
+    if (found.architecture == "suprem-unet") != (name in SUPREM):
+        raise WeightsError(
+            f"is a {found.architecture}, not {name}", where=raw.path, do=f"--as {next(iter(SUPREM))}, or {WHOLE_BODY}"
+        )
+    if name in SUPREM:
+        made = _suprem(found, state, tuple(names or UNTRAINED), name)
+        card = replace(
+            made.card,
+            preparation=made.preparation if preparation is None else preparation_of(preparation),
+            extent=extent or made.extent,
+            licence=licence or made.card.licence,
+            source={"files": dict(raw.hashes), "preparation": preparation or ""},
+        )
+        made = Segmenter.of(made.network, card)
+        return save_model(replace(made, card=replace(card, golden=golden_of(made))), target)
+    names = tuple(names or whole_body().names)
     steps = len(found.arguments["blocks"]) - 1
     heads = [i for i in range(steps) if f"up_layers.{i}.head.weight" in state]
     blocks_up = [
@@ -270,8 +314,8 @@ def convert_segmenter(
         kind="segmenter",
         architecture="segresnet-ds",
         arguments={"classes": outputs, **found.arguments, "blocks_up": blocks_up, "depth": len(heads)},
-        preparation=preparation_of(preparation),
-        extent=extent,
+        preparation=preparation_of(preparation or "ct-fm-1.5mm"),
+        extent=extent or PUBLISHED,
         level="",
         vector="",
         weights="trained",
@@ -279,7 +323,7 @@ def convert_segmenter(
         licence=licence,
         tested_on=("names, shapes and types of all tensors", "all values finite"),
         not_tested_on=("published Dice", "scans"),
-        source={"files": dict(raw.hashes)},
+        source={"files": dict(raw.hashes), "preparation": preparation or ""},
         names=tuple(names),
     )
     network = models.empty(card)
@@ -288,3 +332,49 @@ def convert_segmenter(
     network.load_state_dict({key: value.to(expected[key].dtype) for key, value in state.items()})
     made = Segmenter.of(network, card)
     return save_model(replace(made, card=replace(card, golden=golden_of(made))), target)
+
+
+def _suprem(found: sources.Found, state: Mapping[str, Tensor], names: tuple[str, ...], name: str) -> Segmenter:
+    """SuPreM's whole U-Net; its last layer is the file's where that has as many outputs as names, else drawn."""
+    from ctfoundry.zoo import models
+    from ctfoundry.zoo.files import check_state
+
+    base = models.CARDS["suprem-unet"]
+    arguments = {"classes": len(names), **found.arguments, "norm": SUPREM[name]}
+    card = Card(
+        name=name,
+        kind="segmenter",
+        architecture="suprem-unet-full",
+        arguments=arguments,
+        preparation=base.preparation,
+        extent=replace(base.extent, blend="gaussian"),
+        level="",
+        vector="",
+        weights="trained",
+        origin=base.origin,
+        licence="not stated in the file; see github.com/MrGiovanni/SuPreM",
+        tested_on=("names, shapes and types of all tensors", "all values finite"),
+        not_tested_on=("published Dice", "scans"),
+        seed=0,
+        names=names,
+    )
+    network = models.build(card)
+    expected, last = network.state_dict(), "out_tr.final_conv"
+    drawn = {
+        key for key in expected if key.startswith(last) and (key not in state or state[key].shape[0] != len(names))
+    }
+    check_state(
+        {key: value for key, value in expected.items() if key not in drawn},
+        {key: value for key, value in state.items() if key not in drawn},
+        name,
+        types=False,
+    )
+    network.load_state_dict(
+        {key: value if key in drawn else state[key].to(value.dtype) for key, value in expected.items()}
+    )
+    note = (
+        "its last layer is drawn, not trained: fine-tune it before use"
+        if drawn
+        else "its outputs were trained as sigmoids"
+    )
+    return Segmenter.of(network, replace(card, notes=(note,)))

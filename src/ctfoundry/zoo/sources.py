@@ -290,7 +290,13 @@ def with_text(found: Found) -> Found:
 
 
 def with_decoder(found: Found, where: Path) -> State:
-    """Encoder and decoder of a CT-FM segmentation model under `SegResNetDS`'s names; raises WeightsError where there is no decoder."""
+    """Encoder and decoder of a CT-FM segmentation model under `SegResNetDS`'s names, or of SuPreM's U-Net under its own; raises
+    WeightsError where there is no decoder."""
+    if found.architecture == "suprem-unet" and found.beside:
+        own = {".".join(_unwrapped(key)): value for key, value in found.beside.items()}
+        decoder = {name: value for name, value in own.items() if name.split(".")[0].startswith(("up_tr", "out_tr"))}
+        if decoder:
+            return {**found.state, **decoder}
     if found.architecture != "segresnet-encoder" or classes(found) is None:
         raise WeightsError("has no decoder: it is an encoder alone", where=where, do="give a segmentation model")
     decoder = {key[key.index("up_layers.") :]: value for key, value in found.beside.items() if "up_layers." in key}
