@@ -121,7 +121,7 @@ def _digest(index: Index) -> str:
     """Of the vectors, bit by bit and in order: what a graph's rows stand for."""
     found = hashlib.sha256(str(index.matrix.raw.shape).encode())
     for start in range(0, len(index), 65536):
-        found.update(index.vectors(np.arange(start, min(start + 65536, len(index)))).numpy())
+        found.update(index.vectors(np.arange(start, min(start + 65536, len(index)))).numpy().data)
     return found.hexdigest()[:DIGITS]
 
 
