@@ -20,6 +20,7 @@ from ctfoundry.retrieval.embed import embed
 from ctfoundry.retrieval.sources import resolve
 from ctfoundry.serve import opening
 from ctfoundry.serve.guard import LOOPBACK
+from ctfoundry.serve.reader import Reader
 from ctfoundry.serve.uploads import STANDARD, Limits
 from ctfoundry.serve.work import Engine
 
@@ -83,6 +84,24 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     return build(tmp_path_factory.mktemp("serve"), worlds.tiny())
 
 
+class Kept(Reader):
+    """A reader that several servers share: it does not end with one of them."""
+
+    def close(self) -> None:
+        """Not yet."""
+
+
+READER = Kept()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _reader(index: Index) -> Iterator[None]:
+    """The reader is started before anything with a time limit asks for it, and ended with the session."""
+    READER.read(index.files[0], 1 << 30, 300)
+    yield
+    Reader.close(READER)
+
+
 @contextlib.contextmanager
 def starting(index: Index) -> Iterator[Callable[..., Served]]:
     """Starts servers, and ends them with the block; `encoder` and `limits` may be others."""
@@ -95,7 +114,7 @@ def starting(index: Index) -> Iterator[Callable[..., Served]]:
         listener = opening.listening("127.0.0.1", 0)
         served = Served(engine, listener.getsockname()[1])
         server = opening.server(
-            engine, listener, token=TOKEN, names=LOOPBACK, limits=limits, report=served.reported.append
+            engine, listener, token=TOKEN, names=LOOPBACK, limits=limits, reader=READER, report=served.reported.append
         )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

@@ -6,6 +6,7 @@ import gzip
 import http.client
 import io as streams
 import json
+import os
 import signal
 import socket
 import struct
@@ -23,11 +24,13 @@ import pytest
 
 import worlds
 from ctfoundry import io, zoo
+from ctfoundry.errors import TooLargeError
 from ctfoundry.io import zip_directory
 from ctfoundry.io.dicom_write import write_series
 from ctfoundry.serve import library, opening
 from ctfoundry.serve.guard import CSP, Guard
-from ctfoundry.serve.uploads import Limits
+from ctfoundry.serve.reader import Reader
+from ctfoundry.serve.uploads import Limits, SlowError
 from ctfoundry.volume import Volume
 from serve.conftest import TOKEN, build
 
@@ -367,6 +370,25 @@ def test_uploads_have_an_end(serve, tmp_path):
     # the browser lost the connection in the middle
     small = serve(limits=Limits(voxel_bytes=1000))
     refused(send(small, data), 413)
+
+
+def test_a_reader_that_hangs_or_dies_is_replaced(tmp_path):
+    os.mkfifo(tmp_path / "hangs")  # nobody ever writes to it
+    volume, reader = worlds.body(7, shape=(6, 20, 22)), Reader()
+    nifti(tmp_path, volume)
+    try:
+        np.testing.assert_array_equal(reader.read(tmp_path / "upload.nii.gz", 1 << 24, 200).voxels, volume.voxels)
+        with pytest.raises(TooLargeError):
+            reader.read(tmp_path / "upload.nii.gz", 100, 200)
+        killed = reader._process
+        assert killed is not None
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.join()
+        with pytest.raises(SlowError, match="too long"):
+            reader.read(tmp_path / "hangs", 1 << 24, 0.5)
+        assert reader._process is None
+    finally:
+        reader.close()
 
 
 # Many, and slow ---------------------------------------------------------------------------------------------------------

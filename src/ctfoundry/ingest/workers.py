@@ -248,7 +248,7 @@ def _serve(pipe: Connection, share: int) -> None:
             job = pipe.recv()
         except (EOFError, ConnectionResetError):
             return
-        _limit(max(SLACK * job.memory, LEAST_MEMORY) if job.memory else share)
+        limit_memory(max(SLACK * job.memory, LEAST_MEMORY) if job.memory else share)
         result = job.work()
         try:
             pipe.send(result)
@@ -256,7 +256,7 @@ def _serve(pipe: Connection, share: int) -> None:
             return
 
 
-def _limit(memory: int) -> None:
+def limit_memory(memory: int) -> None:
     """Allocations beyond `memory` more than now raise MemoryError here, before the machine runs out of it (Linux)."""
     try:
         import resource

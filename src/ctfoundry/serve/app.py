@@ -36,7 +36,8 @@ from ctfoundry.errors import CTFoundryError, TooLargeError, UsageError
 from ctfoundry.serve import jobs, picture, uploads
 from ctfoundry.serve.guard import LOOPBACK, Guard
 from ctfoundry.serve.jobs import BusyError, Desk, Job
-from ctfoundry.serve.library import FullError, GoneError, UnknownError, read_upload
+from ctfoundry.serve.library import FullError, GoneError, UnknownError
+from ctfoundry.serve.reader import Reader
 from ctfoundry.serve.uploads import STANDARD, DiskError, Limits, SlowError
 from ctfoundry.serve.work import Engine
 from ctfoundry.settings import from_data
@@ -89,6 +90,7 @@ def make_app(
     port: int = 0,
     names: tuple[str, ...] = LOOPBACK,
     limits: Limits = STANDARD,
+    reader: Reader | None = None,
     report: Callable[[BaseException], None] = lambda _: None,
 ) -> Guard:
     """The application for any ASGI server.
@@ -98,12 +100,14 @@ def make_app(
     token : opens the app; in the address once, in a cookie from then on.
     port : only tells the cookies of several servers apart.
     names : host names under which the server is reached; requests under other names are refused.
+    reader : of files that are sent; closed with the app.
     report : told of errors that nobody foresaw; the page hears only that there was one.
     """
     files = page_files()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan(engine))
     desk, pool, upload_pool = Desk(report), ThreadPoolExecutor(4, "ctfoundry-read"), ThreadPoolExecutor(1)
-    app.state.closing = (desk.close, partial(pool.shutdown, False), partial(upload_pool.shutdown, False))
+    reader = reader or Reader()
+    app.state.closing = (desk.close, reader.close, partial(pool.shutdown, False), partial(upload_pool.shutdown, False))
     _answer_errors(app)
     library = engine.library
 
@@ -222,11 +226,8 @@ def make_app(
         with uploads.slot(arriving, limits.at_once), uploads.private_folder() as folder:
             path = Path(folder) / "000000"
             await uploads.receive(request.stream(), path, limits, apart)
-            reading = asyncio.get_running_loop().run_in_executor(upload_pool, read_upload, path, limits.voxel_bytes)
-            try:
-                found = await asyncio.wait_for(reading, limits.read_s)
-            except TimeoutError:
-                raise SlowError("reading the file took too long", do="give it to `ctfoundry embed` instead") from None
+            asked = (reader.read, path, limits.voxel_bytes, limits.read_s)
+            found = await asyncio.get_running_loop().run_in_executor(upload_pool, *asked)
         id = library.add(found)
         return library.describe(id)
 

@@ -1,6 +1,6 @@
 """A file from the page: streamed under a number into a private folder, read with the ordinary readers, and removed.
 
-What the page calls the file is never taken. Limits: bytes of the file, bytes of its voxels, silence, and time; what an archive may
+What the page calls the file is never taken. A process of its own reads it (`reader`). Limits: bytes of the file, bytes of its voxels, silence, and time; what an archive may
 hold is checked where archives are read (`io.zip_directory`).
 """
 
