@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 OPEN = ("CC BY 3", "CC BY 4", "CC0", "Apache", "MIT", "BSD")
 """Licences (by how they begin) whose pictures may stand in our documents; share-alike and GPL ones are left out."""
-MOST = 6
+MOST = 5
 """Scans shown, the largest fields of view first."""
 LEAST_MM = 90.0
 """Scans of which an axis is shorter show too little."""
@@ -126,7 +126,7 @@ def make(
         with files.whole(out / FOLDER / section.picture) as part:
             Image.fromarray(picture).save(part, "WEBP", quality=84, method=6)
         made.sections.append(section)
-    files.write_text(out / "gallery.md", _page(made.sections, scans, encoder, trained_on))
+        files.write_text(out / "gallery.md", _page(made.sections, scans, encoder, trained_on))
     record.inputs = {scan.name: files.digest([scan.origin, scan.licence]) for scan in scans}
     record.results = {"pictures": [s.picture for s in made.sections], "failed": made.failed}
     return record.write(out / FOLDER, [s.picture for s in made.sections])
@@ -205,10 +205,11 @@ def _scans(scans: Sequence[Shown]) -> tuple[Picture, Section]:
 
 
 def _pca(scans: Sequence[Shown], encoder: Encoder, random: Encoder | None, seed: int) -> tuple[Picture, Section]:
-    shown, rows, share = scans[:3], [], ()
+    shown, rows = scans[:2], []
+    share: tuple[float, ...] = ()
     for number, model in enumerate([encoder, *([random] if random is not None else [])]):
         levels = [level.name for level in model.levels[-3:-1]]
-        maps = [search.dense_map(model, s.volume, levels, shifts=_finer(model, levels[0])) for s in shown]
+        maps = [search.dense_map(model, s.volume, levels) for s in shown]
         masks = [pca.body_cells(m, s.volume) for m, s in zip(maps, shown, strict=True)]
         fitted = pca.fit(maps, masks, seed=seed)
         share = share if number else fitted.explained
@@ -226,14 +227,8 @@ def _pca(scans: Sequence[Shown], encoder: Encoder, random: Encoder | None, seed:
         "What the features tell apart",
         "pca.webp",
         text,
-        "ctfoundry explain pca SCAN... --model MODEL --shifts 1x2x2 -o OUT",
+        "ctfoundry explain pca SCAN... --model MODEL -o OUT",
     )
-
-
-def _finer(model: Encoder, level: str) -> Vec3:
-    """Twice as fine in the plane, where the stride allows it."""
-    _, h, w = model.level(level).stride
-    return (1, 2, 2) if h % 2 == 0 and w % 2 == 0 else (1, 1, 1)
 
 
 def _search(scans: Sequence[Shown], encoder: Encoder) -> tuple[Picture, Section]:
@@ -268,7 +263,7 @@ def _saliency(scans: Sequence[Shown], encoder: Encoder, seed: int) -> tuple[Pict
     scan = scans[-1]  # the smallest: a pass a box
     prepared = encoder.prepare(scan.volume)
     box: Vec3 = (4, 16, 16)
-    settings = saliency.Settings(size=box, stride=(4, 8, 8), checked=0, seed=seed)
+    settings = saliency.Settings(size=box, stride=box, checked=0, seed=seed)
     found = saliency.measure(encoder, prepared, target_of(encoder, prepared), settings)
     point = saliency_page.peak(found, prepared, settings)
     coloured = saliency_page.picture(scan.volume, prepared, found, point, height=300)
