@@ -194,7 +194,8 @@ def test_every_room_takes_it(encoder: Encoder, tmp_path: Path) -> None:
 
 
 def test_a_probe_learns_on_it(encoder: Encoder) -> None:
-    from ctfoundry.adapt.cases import Cases, Classes, scan_of
+    from ctfoundry.adapt.cases import Classes, scan_of
+    from ctfoundry.adapt.prepared import Cases
     from ctfoundry.adapt.probe import ProbeSettings, probe_segmentation
 
     def labelled(seed: int) -> Any:

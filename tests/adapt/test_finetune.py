@@ -304,9 +304,9 @@ def test_broken_scans_are_left_out_and_borders_are_measured(tmp_path: Path, caps
 
 
 def test_training_scans_beyond_memory_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ctfoundry.adapt import cases
+    from ctfoundry.adapt import prepared
 
-    monkeypatch.setattr(cases.Cases.__init__, "__kwdefaults__", {"cache": None, "memory": 1000})
+    monkeypatch.setattr(prepared.Cases.__init__, "__kwdefaults__", {"cache": None, "memory": 1000})
     options: dict[str, Any] = {"init": encoder(), "device": "cpu", "quiet": True, "report": False, "steps": 1}
     done = finetune(recipe(), scans(4), tmp_path / "a", **options)
     assert any("--cache DIR" in text for text in done.warnings)

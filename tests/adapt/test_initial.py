@@ -128,7 +128,7 @@ def test_what_has_no_part_is_left_alone() -> None:
 
 def test_a_light_decoder_learns_the_scale_of_channels() -> None:
     from adapt.bodies import CLASSES, scans
-    from ctfoundry.adapt.cases import Cases
+    from ctfoundry.adapt.prepared import Cases
 
     begun = start(recipe(decoder="light"), ("background", *CLASSES.names), encoder())
     cases = Cases(scans(2), begun.card.preparation, CLASSES)

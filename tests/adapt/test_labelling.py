@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from adapt.bodies import CLASSES, NAMES, body, save, scans, write_plain
-from ctfoundry.adapt.cases import Cases, Classes, LabelledSet, class_map, few, open_labelled, prepare_case, scan_of
+from ctfoundry.adapt.cases import Classes, LabelledSet, class_map, few, open_labelled, scan_of
 from ctfoundry.adapt.labelling import survey, system_classes
+from ctfoundry.adapt.prepared import Cases, prepare_case
 from ctfoundry.adapt.sides import crossed, places
 from ctfoundry.errors import ContractError, CTFoundryError, SettingsError, UsageError
 from ctfoundry.phantom.names import LABELS

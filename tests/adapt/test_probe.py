@@ -9,7 +9,8 @@ from sklearn.metrics import f1_score
 
 from adapt.bodies import CLASSES, NAMES, body, scans
 from ctfoundry import zoo
-from ctfoundry.adapt.cases import IGNORE, Cases, Classes, PreparedCase, prepare_case, scan_of
+from ctfoundry.adapt.cases import IGNORE, Classes, scan_of
+from ctfoundry.adapt.prepared import Cases, PreparedCase, prepare_case
 from ctfoundry.adapt.probe import (
     ProbeSettings,
     encoder_maps,

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from adapt.bodies import CLASSES, body, scans
-from ctfoundry.adapt.cases import IGNORE, Cases, prepare_case, scan_of
+from ctfoundry.adapt.cases import IGNORE, scan_of
+from ctfoundry.adapt.prepared import Cases, prepare_case
 from ctfoundry.adapt.segmentation import (
     CaseSource,
     SegmentationTask,

@@ -13,8 +13,9 @@ from torch import nn
 
 from adapt.bodies import CLASSES, body, scans
 from ctfoundry.adapt.augment import Changes
-from ctfoundry.adapt.cases import IGNORE, Cases, PreparedCase, prepare_case, scan_of
+from ctfoundry.adapt.cases import IGNORE, scan_of
 from ctfoundry.adapt.losses import agreement
+from ctfoundry.adapt.prepared import Cases, PreparedCase, prepare_case
 from ctfoundry.adapt.recipe import Augmentation
 from ctfoundry.adapt.segmentation import CaseEntry, CaseSource, SegmentationTask, cut, freeze, layer_rates, stages
 from ctfoundry.errors import ContractError, SettingsError

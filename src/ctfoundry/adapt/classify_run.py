@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ctfoundry import files, parallel
-from ctfoundry.adapt.cases import preparation_digest
 from ctfoundry.adapt.class_scores import ScanScores, coded, score
 from ctfoundry.adapt.classification import (
     ClassificationTask,
@@ -30,6 +29,7 @@ from ctfoundry.adapt.classification import (
 from ctfoundry.adapt.classify_begin import begin, leave_unused, size_for
 from ctfoundry.adapt.inputs import Inputs
 from ctfoundry.adapt.predict import write_scores
+from ctfoundry.adapt.prepared import preparation_digest
 from ctfoundry.adapt.recipe import ClassificationRecipe, finetune_recipe
 from ctfoundry.adapt.segmentation import CaseSource, freeze, layer_rates
 from ctfoundry.adapt.tables import TargetSet, open_targets

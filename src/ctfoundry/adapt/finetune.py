@@ -23,7 +23,6 @@ from ctfoundry.adapt import initial
 from ctfoundry.adapt.borders import Borders, kinds_for
 from ctfoundry.adapt.cases import (
     IGNORE,
-    Cases,
     Classes,
     LabelledScan,
     LabelledSet,
@@ -31,11 +30,11 @@ from ctfoundry.adapt.cases import (
     chosen_classes,
     few,
     open_labelled,
-    preparation_digest,
     split,
 )
 from ctfoundry.adapt.finetune_report import keep_report
 from ctfoundry.adapt.labelling import survey, system_classes
+from ctfoundry.adapt.prepared import Cases, preparation_digest
 from ctfoundry.adapt.recipe import SegmentationRecipe, finetune_recipe
 from ctfoundry.adapt.scores import Scores, interval_data, read_classes, score
 from ctfoundry.adapt.segmentation import CaseSource, SegmentationTask, freeze, layer_rates

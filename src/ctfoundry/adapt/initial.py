@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ctfoundry.adapt.cases import PreparedCase
+from ctfoundry.adapt.prepared import PreparedCase
 from ctfoundry.adapt.recipe import FinetuneRecipe, SegmentationRecipe
 from ctfoundry.adapt.segmentation import anchors, cut, draw_crop
 from ctfoundry.classifier import Classifier

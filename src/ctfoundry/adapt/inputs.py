@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ctfoundry import files, geometry
-from ctfoundry.adapt.cases import MEMORY_BYTES, preparation_digest
+from ctfoundry.adapt.prepared import MEMORY_BYTES, preparation_digest
 from ctfoundry.adapt.tables import TargetScan
 from ctfoundry.preparation import Preparation, prepare
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ctfoundry import structures
-from ctfoundry.adapt.cases import Cases, Classes, LabelledSet, chosen_classes
+from ctfoundry.adapt.cases import Classes, LabelledSet, chosen_classes
+from ctfoundry.adapt.prepared import Cases
 from ctfoundry.errors import CTFoundryError, UsageError
 
 SHOWN = 6

@@ -19,8 +19,9 @@ from torch import nn
 
 from ctfoundry.adapt import augment
 from ctfoundry.adapt.augment import Changes
-from ctfoundry.adapt.cases import IGNORE, PreparedCase
+from ctfoundry.adapt.cases import IGNORE
 from ctfoundry.adapt.losses import deep_supervision, dice_cross_entropy, supervised
+from ctfoundry.adapt.prepared import PreparedCase
 from ctfoundry.adapt.recipe import Augmentation
 from ctfoundry.errors import ContractError
 from ctfoundry.geometry import Box, Vec3, spacing

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ctfoundry import geometry
-from ctfoundry.adapt.cases import IGNORE, PreparedCase
+from ctfoundry.adapt.cases import IGNORE
+from ctfoundry.adapt.prepared import PreparedCase
 from ctfoundry.adapt.scores import Scores, class_counts
 from ctfoundry.phantom.difficulty import HU_EDGES, hu_counts
 from ctfoundry.volume import Volume

@@ -277,7 +277,8 @@ def measure(encoder: Encoder, out: Path, known: Mapping[str, Any], plan: Plan, s
 def _dice(encoder: Encoder, out: Path, known: Mapping[str, Any], plan: Plan, seed: int) -> dict[str, Any]:
     """Of each held-out phantom, Dice as mean of the structures and of all voxels together, for the encoder and (once) for
     methods that know no anatomy. Seed n draws the labelled phantoms, the decoder's weights and the order anew."""
-    from ctfoundry.adapt.cases import Cases, chosen_classes, few, open_labelled
+    from ctfoundry.adapt.cases import chosen_classes, few, open_labelled
+    from ctfoundry.adapt.prepared import Cases
     from ctfoundry.adapt.probe import ProbeSettings, probe_segmentation
     from ctfoundry.adapt.trivial import intensity_scores, position_scores
     from ctfoundry.phantom.names import GROUPS

@@ -100,8 +100,9 @@ def chest(
 
     Finished runs are not repeated.
     """
-    from ctfoundry.adapt.cases import Cases, LabelledSet, open_labelled
+    from ctfoundry.adapt.cases import LabelledSet, open_labelled
     from ctfoundry.adapt.finetune import finetune
+    from ctfoundry.adapt.prepared import Cases
     from ctfoundry.adapt.scores import score
     from ctfoundry.adapt.trivial import intensity_scores, position_scores
     from ctfoundry.layouts import plain
