@@ -105,6 +105,10 @@ def test_slices_of_a_vit_with_another_patch_and_two_indices_fused(data, tmp_path
     thick = command("embed", data / "scans", *flexict, "--patch", "16", "-o", tmp_path / "thick", fails=True)
     assert thick[0] == 1
     assert "cannot embed a single slice" in thick[1]
+    new = tmp_path / "new.nii.gz"
+    io.write(worlds.body(9, (6, 24, 26)), new)
+    found = command("retrieve", "--index", vit, "--query", new, "--model", "flexict-tiny", "--weights", "random")
+    assert len(found["neighbours"]) == COUNT, "the index says which patch it was made with"
     command("embed", data / "scans", "--model", data / "model.safetensors", "-o", narrow)
     query = made["done"][0]
     each = [command("retrieve", "--index", place, "--query", query)["neighbours"] for place in (vit, narrow)]

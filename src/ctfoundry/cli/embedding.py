@@ -75,7 +75,9 @@ def embed(
 
         with_regions(found, open_regions(roi))
     size = triple(windows) if windows else None
-    settings = embedding.Settings(tuple(pool or ()), size, overlap, grids, precision, slices, roi is not None)
+    settings = embedding.Settings(
+        tuple(dict.fromkeys(pool or ())), size, overlap, grids, precision, slices, roi is not None
+    )
     outcome = embedding.embed(
         [s.scan for s in found.scans],
         encoder,

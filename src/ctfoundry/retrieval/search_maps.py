@@ -22,7 +22,7 @@ from ctfoundry.errors import StoreError, UsageError
 from ctfoundry.geometry import Grid, Vec3
 from ctfoundry.infer.passes import Extent, Precision
 from ctfoundry.preparation import Prepared
-from ctfoundry.retrieval.embed import same_model
+from ctfoundry.retrieval.embed import read_card, same_model
 from ctfoundry.settings import to_data
 from ctfoundry.volume import Volume
 
@@ -129,12 +129,7 @@ def dense_map(
 
 def grid_looking(folder: Path, encoder: Encoder, *, whiten: bool = True) -> Looking:
     """How the maps of an embeddings folder look: one pass, the card's level. Raises StoreError for those of another model."""
-    card = folder / "card.json"
-    if not card.is_file():
-        raise StoreError(
-            "is no embeddings folder: it has no card.json", where=folder, do="make one with `ctfoundry embed`"
-        )
-    if not same_model(json.loads(card.read_text())["model"], to_data(encoder.card)):
+    if not same_model(read_card(folder)["model"], to_data(encoder.card)):
         raise StoreError(f"was made by another model than {encoder.card.name!r} or with other weights", where=folder)
     return Looking((encoder.card.level,), whiten=whiten)
 

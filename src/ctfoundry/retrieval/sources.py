@@ -177,6 +177,7 @@ def query_in_index(
 
     In an index of windows or slices an id stands for the mean of its rows.
     """
+    from ctfoundry import zoo
     from ctfoundry.retrieval.embed import ModelOf, read_card
     from ctfoundry.settings import to_data
 
@@ -190,6 +191,9 @@ def query_in_index(
         raise UsageError("the query is not in the index", where=query, do="give --model, the one that made the index")
     encoder = ModelOf(model, weights, device, seed).load()
     card = read_card(folder)
+    patch = card["model"]["arguments"].get("patch")
+    if isinstance(patch, list) and "patch" in encoder.card.arguments:  # embedded with --patch
+        encoder = zoo.with_patch(encoder, patch)
     if not same_model(card["model"], to_data(encoder.card)):
         raise UsageError(
             f"the index was made by {card['model']['name']!r} with other weights or settings", where=folder
