@@ -293,7 +293,7 @@ def test_sigterm_stops_cleanly_and_leaves_no_process(mixed: Path, reference: Pat
 
 
 @pytest.mark.xdist_group("ray")
-def test_on_ray_with_a_node_killed_meanwhile(tmp_path: Path) -> None:
+def test_on_ray_with_a_node_killed_meanwhile_and_embeddings_there(tmp_path: Path) -> None:
     for k in range(8):
         scan = worlds.body(k, (64, 192, 192), (4, 2, 2))
         write_series(tmp_path / "in" / f"{k}", scan.voxels, scan.affine, series=f"{k}")
@@ -301,7 +301,7 @@ def test_on_ray_with_a_node_killed_meanwhile(tmp_path: Path) -> None:
     script = Path(__file__).with_name("on_ray.py")
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script), str(tmp_path / "in"), str(tmp_path / "s"), "1"],
-        capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=900, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
@@ -309,6 +309,7 @@ def test_on_ray_with_a_node_killed_meanwhile(tmp_path: Path) -> None:
     assert any("its worker died" in line and line.endswith("tried once more") for line in result["said"])
     assert (result["added"], result["left_out"]) == (8, {})
     assert content(tmp_path / "s") == content(tmp_path / "reference")
+    assert (result["embedded"], result["vectors"]) == (2, 2)
 
 
 # Origin ---------------------------------------------------------------------------------------------------------------
