@@ -223,7 +223,8 @@ def explain_clusters(
     record = Record(["explain", "clusters", *names], {"seed": seed})
     sizes: list[tuple[clusters.Method, float]] = [("t-SNE", v) for v in _sizes(perplexity, "--perplexity")]
     sizes += [("UMAP", v) for v in _sizes(umap, "--umap")]
-    panels, rows, first, points = [], [], {}, None
+    panels, rows, points = [], [], None
+    first: dict[str, Any] = {}
     for name, (folder, found) in zip(names, indices, strict=True):
         mine = {id: known[id] for id in shared}
         own = clusters.chosen(found.ids, found.vectors().numpy(), mine, seed=seed)

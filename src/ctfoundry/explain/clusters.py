@@ -252,7 +252,7 @@ def project(points: Points, method: Method, size: float, *, seed: int = 0) -> Fl
     if method == "t-SNE":
         try:
             from sklearn.manifold import TSNE
-            from threadpoolctl import threadpool_limits
+            from threadpoolctl import threadpool_limits  # type: ignore[import-untyped, unused-ignore]
         except ImportError as error:
             raise UsageError("t-SNE needs scikit-learn", do="pip install 'ctfoundry[maps]'") from error
         # squared Euclidean distances of unit vectors are twice their cosine distances
