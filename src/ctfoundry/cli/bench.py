@@ -8,7 +8,7 @@ import typer
 
 from ctfoundry.cli.common import print_table, show, verb
 
-WHAT = ("loss", "views", "read", "store", "phantom", "pretrain", "vit", "infer", "search", "retrieve")
+WHAT = ("loss", "views", "read", "store", "phantom", "pretrain", "vit", "infer", "search", "retrieve", "saliency")
 
 
 @verb()

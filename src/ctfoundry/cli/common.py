@@ -50,6 +50,8 @@ VERBS = (
     "search",
     "explain",
     "explain_maps",
+    "explain_saliency",
+    "explain_stability",
     "evaluate",
     "serving",
     "bench",
