@@ -134,7 +134,7 @@ def triage(
     ] = None,
     seeds: Annotated[int, typer.Option(help="runs of each method and share", min=1)] = 3,
     train: Annotated[int, typer.Option(help="training heads", min=4)] = 96,
-    test: Annotated[int, typer.Option(help="test heads of each scanner", min=4)] = 104,
+    test: Annotated[int, typer.Option(help="test heads of each scanner", min=4)] = 64,
     share: Annotated[list[float] | None, typer.Option(help="of the training heads; default: 0.1 and 1")] = None,
     device: Device = "cpu",
 ) -> None:
@@ -173,10 +173,10 @@ def tumours(
     chest: Annotated[
         Path | None, typer.Option(help="one labelled chest, which networks taught by phantoms alone segment")
     ] = None,
-    folds: Annotated[int, typer.Option(help="parts of the patients, each tested once", min=2)] = 4,
+    folds: Annotated[int, typer.Option(help="parts of the patients, each tested once", min=2)] = 2,
     seeds: Annotated[int, typer.Option(help="runs of each fold", min=1)] = 1,
     steps: Annotated[int, typer.Option(help="of each run", min=1)] = 200,
-    suprem_folds: Annotated[int, typer.Option(help="folds that the SuPreM U-Net is tested on; 0: none", min=0)] = 4,
+    suprem_folds: Annotated[int, typer.Option(help="folds that the SuPreM U-Net is tested on; 0: none", min=0)] = 2,
     suprem_filters: Annotated[int, typer.Option(help="its width; 32 as published", min=1)] = 8,
     suprem_steps: Annotated[int, typer.Option(help="of each of its runs", min=1)] = 150,
     jobs: Annotated[int, typer.Option(help="runs at a time", min=1)] = 1,
@@ -190,13 +190,13 @@ def tumours(
     from ctfoundry.record import Record
 
     plan = Plan(
-        folds=folds, seeds=seeds, steps=steps, validate_every=max(steps // 2, 1),
+        folds=folds, seeds=seeds, steps=steps, validate_every=max(steps // 4, 1),
         suprem_folds=suprem_folds, suprem_filters=suprem_filters, suprem_steps=suprem_steps,
     )  # fmt: skip
     record = Record(["evaluate", "tumours", f"--folds {folds}", f"--seeds {seeds}", f"--steps {steps}"], {}, device)
     results = run(out, data, init=init or (), plan=plan, jobs=jobs, device=device, say=say)
     setup = json.loads((out / "setup.json").read_text())
-    beside = on_chest(out, chest, (init or [out / "pretrained"])[0], device=device, say=say) if chest else None
+    beside = on_chest(out, chest, init[0] if init else out / "pretrained", device=device, say=say) if chest else None
     summary = write_results(out, data, results, setup, beside)
     record.inputs = {name: card["sha256"] for name, card in setup["models"].items()}
     record.write(out, ["setup.json", "results.json", "tumours.md", "report.html"])

@@ -25,11 +25,12 @@ from ctfoundry.errors import UsageError
 from ctfoundry.evaluate import tumours_trivial
 from ctfoundry.infer.passes import Extent
 from ctfoundry.keys import Key
-from ctfoundry.settings import to_data
+from ctfoundry.settings import to_data, with_changes
 
 if TYPE_CHECKING:
-    from ctfoundry.adapt.cases import Classes, LabelledScan, LabelledSet, Split
+    from ctfoundry.adapt.cases import Classes, LabelledScan, LabelledSet
     from ctfoundry.adapt.recipe import SegmentationRecipe
+    from ctfoundry.archive.adapters.dataset import Split
     from ctfoundry.encoder import Encoder
     from ctfoundry.segmenter import Segmenter
     from ctfoundry.volume import Volume
@@ -55,19 +56,24 @@ class Plan:
     Attributes
     ----------
     folds, seeds : of the cross-validation; runs of each fold. validation : patients of a training part that choose the step.
-    recipe : of the arms with the encoder of ``--init``; steps : of each of their runs; validate_every : steps.
+    recipe, changes : of every arm; the changes are those that the few-shot comparison tuned on phantoms. steps : of each run with the encoder
+        of ``--init``; validate_every : steps.
     suprem_folds, suprem_steps, suprem_filters, suprem_patch : of the SuPreM U-Net (published: 32 filters, 96x96x96 voxels); of how many
         folds the patients test it (0: it is left out).
     pretraining : phantoms and steps of the encoder that is pretrained where none is given.
     """
 
-    folds: int = 4
+    folds: int = 2
     seeds: int = 1
     validation: int = 4
     recipe: str = "lesions-tiny"
+    changes: tuple[str, ...] = (
+        "train.optimiser.rate=3e-3",
+        *(f"augmentation.{name}=0" for name in ("affine", "smooth", "scale", "shift", "noise")),
+    )
     steps: int = 200
-    validate_every: int = 60
-    suprem_folds: int = 4
+    validate_every: int = 50
+    suprem_folds: int = 2
     suprem_steps: int = 150
     suprem_filters: int = 8
     suprem_patch: int = 64
@@ -130,6 +136,9 @@ def tumours(
     known = open_tumours(data)
     parts = folds(known.scans, plan)
     models = list(map(str, init)) or [str(_pretrained(out, plan, device, say))]
+    for model in models:
+        if _card_of(model)["weights"] == "random":
+            raise UsageError("random weights against random weights say nothing", where="--init")
     todo = _jobs(out, data, plan, models, device)
     files.write_json(
         out / "setup.json",
@@ -369,6 +378,7 @@ def recipe_of(job: Job) -> SegmentationRecipe:
     base = finetune_recipe(plan.recipe)
     if not isinstance(base, SegmentationRecipe):
         raise UsageError(f"recipe {plan.recipe!r} does not segment", where="recipe")
+    base = with_changes(base, plan.changes)
     suprem = job.arm.kind == "suprem"
     steps = plan.suprem_steps if suprem else plan.steps
     schedule = replace(base.train.schedule, steps=steps, warmup=min(base.train.schedule.warmup, steps // 4))

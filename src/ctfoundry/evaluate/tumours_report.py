@@ -15,6 +15,7 @@ from ctfoundry.report import charts
 from ctfoundry.report.page import Callout, Figure, Heading, Page, Prose, Section, Table, write
 
 if TYPE_CHECKING:
+    from ctfoundry.report.page import Cell
     from ctfoundry.stats import Interval
 
 Values = Mapping[str, Sequence[float]]
@@ -131,11 +132,11 @@ def verdict(measure: Measure, found: Interval) -> str:
 def tables(summary: Summary) -> list[Table]:
     """What stands in the page and in the Markdown file."""
     headers = [m.text for m in MEASURES]
-    methods = [
+    methods: list[list[Cell]] = [
         [name, table["dice"].patients, *(table[m.name].text(m.digits) for m in MEASURES), summary.empty[name]]
         for name, table in summary.methods.items()
     ]
-    differences = [
+    differences: list[list[Cell]] = [
         [
             f"{a} minus {b}",
             table["dice"].patients,
@@ -146,7 +147,7 @@ def tables(summary: Summary) -> list[Table]:
     arms: dict[str, list[Mapping[str, Any]]] = {}
     for row in summary.training:
         arms.setdefault(row["arm"], []).append(row)
-    training = [
+    training: list[list[Cell]] = [
         [
             arm,
             len(runs),
