@@ -72,3 +72,10 @@ def test_calibrate_then_measure_then_search_with_confidence(data, tmp_path):
     assert 0 <= found["hits"][0]["confidence"] <= 1
     assert isinstance(found["hits"][0]["present"], bool)
     assert not result(*asked, "--levels", "stage2")["calibrated"]  # made for another way of looking
+
+
+def test_a_report_does_not_overwrite_a_calibration(tmp_path):
+    (tmp_path / "run").mkdir()
+    done = run("evaluate", "search", tmp_path / "run", "-o", tmp_path / "run")
+    assert done.returncode == 2
+    assert "another folder" in done.stderr

@@ -184,6 +184,8 @@ def evaluate_search(
         raise UsageError(
             "a calibration stands beside a model's file", where=model, do="give a run folder or a .safetensors"
         )
+    if out is not None and place is not None and (out / "search.json").resolve() == place.resolve():
+        raise UsageError("the calibration stands there as search.json", where=out, do="give another folder as --out")
     encoder = zoo.load_encoder(model, weights=weights, device=device, seed=seed)
     random = random_twin(encoder, seed) if encoder.card.weights == "trained" else None
     record = Record(
