@@ -226,8 +226,9 @@ def make_app(
         with uploads.slot(arriving, limits.at_once), uploads.private_folder() as folder:
             path = Path(folder) / "000000"
             await uploads.receive(request.stream(), path, limits, apart)
-            asked = (reader.read, path, limits.voxel_bytes, limits.read_s)
-            found = await asyncio.get_running_loop().run_in_executor(upload_pool, *asked)
+            found = await asyncio.get_running_loop().run_in_executor(
+                upload_pool, reader.read, path, limits.voxel_bytes, limits.read_s
+            )
         id = library.add(found)
         return library.describe(id)
 
