@@ -8,6 +8,7 @@ voxels' HU, and the most frequent structure at the same place of the body box.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -173,7 +174,8 @@ def few_shot(
     jobs : runs at a time, each in a process of its own with its share of the threads.
     minutes : after so many no run is begun, and what is finished is returned.
 
-    Killed and called again, it continues: finished results of the same plan, model and phantoms stay. UsageError for an `init` with
+    Killed and called again, it continues: finished results of the same plan, model and phantoms stay, a run that was cut off begins
+    again. UsageError for an `init` with
     random weights; ContractError where the command would pretrain on the phantoms that it tests on.
     """
     import torch
@@ -376,12 +378,14 @@ def _tuned(job: Job, data: Data, learn: Sequence[LabelledScan]) -> tuple[Scores,
     from ctfoundry.zoo.models import device_of
 
     given, mode = ARMS[job.arm]
+    run = job.out / "runs" / job.name
+    shutil.rmtree(run, ignore_errors=True)  # of a job that was killed: a run takes minutes, and begins again
     train = [replace(scan, split="train") for scan in learn]
     choose = [replace(scan, split="validation") for scan in data.validation]
     done = finetune(
         _recipe(job.plan, job.seed),
         [*train, *choose],
-        job.out / "runs" / job.name,
+        run,
         init=job.init if given else "random",
         changes=[f"tuning.mode={mode}"],
         groups=data.groups,

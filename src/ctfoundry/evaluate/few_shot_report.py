@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,8 +23,11 @@ from ctfoundry.evaluate.few_shot import (
     scores_of,
 )
 from ctfoundry.report import charts
-from ctfoundry.report.page import Callout, Cell, Figure, Heading, Page, Prose, Table, write
+from ctfoundry.report.page import Callout, Figure, Heading, Page, Prose, Table, write
 from ctfoundry.stats import Interval
+
+if TYPE_CHECKING:
+    from ctfoundry.report.page import Cell
 
 METHODS = (*ARMS, INTENSITY, POSITION)
 PAIRS = ((PRETRAINED, SCRATCH), (FROZEN, FROZEN_RANDOM), (PRETRAINED, INTENSITY), (PRETRAINED, POSITION))
@@ -145,7 +148,7 @@ def summarise(results: Results, groups: Mapping[str, Sequence[str]]) -> Summary:
                 group_macro[group, method, n] = stats.mean({p: list(v.values()) for p, v in own.items()})
         for i, name in enumerate(names):
             own = by_patient(results, method, n, [i])
-            classes[name, method, n] = float(np.mean([np.mean(list(v.values())) for v in own.values()] or [np.nan]))
+            classes[name, method, n] = _mean([_mean(list(v.values())) for v in own.values()])
     for group in order:
         columns = [names.index(name) for name in kinds[group]]
         for n in shots:
@@ -165,6 +168,10 @@ def summarise(results: Results, groups: Mapping[str, Sequence[str]]) -> Summary:
         {n: sorted({r["seed"] for r in results if (r["arm"], r["shots"]) == (SCRATCH, n)}) for n in shots},
         len({p for result in results for p in result["patients"]}),
     )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
 
 
 def _micro(results: Results, method: str, shots: int) -> float:
@@ -193,7 +200,7 @@ def tables(summary: Summary) -> list[Table]:
         for method in METHODS
         if any((method, n) in summary.micro for n in shots)
     ]
-    seeds = ["seeds", *(len(summary.seeds.get(n, ())) for n in shots)]
+    seeds: list[Cell] = ["seeds", *(len(summary.seeds.get(n, ())) for n in shots)]
     changes: list[list[Cell]] = [
         [
             f"{a} - {b}",
@@ -301,7 +308,7 @@ def about(setup: Mapping[str, Any], summary: Summary) -> str:
     train = recipe["train"]
     return (
         f"{summary.patients} test phantoms and {len(setup['validation'])} for validation, fixed; shots are drawn at random from "
-        f"{len(setup['pool'])} others, anew for each of {' to '.join(map(str, seeds))} seeds, more shots hold fewer. {len(held)} structures: those that most "
+        f"{len(setup['pool'])} others, anew for each of {_seeds(seeds)}, more shots hold fewer. {len(held)} structures: those that most "
         f"phantoms of the pool hold ({min(held)} to {max(held)} of {len(setup['pool'])} show at least 1 ml of one), of the coarse groups of "
         f"the torso and the structures in none. Recipe `{recipe['name']}`: {train['schedule']['steps']} steps of {train['batch']} crops of "
         f"{'x'.join(map(str, recipe['patch']))} voxels for every number of shots, rate {train['optimiser']['rate']:g}; the step is chosen on "
@@ -312,31 +319,32 @@ def about(setup: Mapping[str, Any], summary: Summary) -> str:
     )
 
 
+def _seeds(counts: Sequence[int]) -> str:
+    if list(counts) == [1]:
+        return "one seed"
+    return " to ".join(map(str, counts)) + " seeds"
+
+
 def curve(summary: Summary) -> charts.Svg:
-    """Macro Dice over shots, with intervals; the frozen runs as dots."""
+    """Macro Dice over shots, with intervals; the frozen runs, at the fewest and the most shots, stand in the table alone."""
     series, bands = {}, {}
     for method in (PRETRAINED, SCRATCH, INTENSITY, POSITION):
         own = [n for n in summary.shots if (method, n) in summary.macro]
         found = [summary.macro[method, n] for n in own]
-        series[method] = ([_place(summary, n) for n in own], [i.value for i in found])
+        series[method] = ([float(n) for n in own], [i.value for i in found])
         if found and all(i.low is not None for i in found):
             bands[method] = (
                 [i.low if i.low is not None else i.value for i in found],
                 [i.high if i.high is not None else i.value for i in found],
             )
     series = {name: line for name, line in series.items() if line[0]}
-    labels = ", ".join(str(n) for n in summary.shots)
     return charts.lines(
         series,
-        xlabel=f"labelled phantoms: {labels} (evenly spaced)",
+        xlabel="labelled phantoms to learn from",
         ylabel="macro Dice",
         bands=bands,
         height=3.6,
     )
-
-
-def _place(summary: Summary, shots: int) -> float:
-    return float(list(summary.shots).index(shots))
 
 
 def write_results(out: Path, results: Results, setup: Mapping[str, Any]) -> Summary:
