@@ -195,7 +195,9 @@ def _size(volume: Volume) -> float:
 
 
 def _scans(scans: Sequence[Shown]) -> tuple[Picture, Section]:
-    rows = [[three_planes(s.volume, height=260) for s in scans[i : i + 2]] for i in range(0, len(scans), 2)]
+    pictures = [three_planes(s.volume, height=260) for s in scans]
+    parts = np.array_split(np.arange(len(pictures)), max(len(pictures) // 2, 1))  # two a row, or three; never one
+    rows = [[pictures[i] for i in part] for part in parts]
     listed = "; ".join(f"{s.credit}: {_words(s.volume)}" for s in scans)
     text = (
         "Axial, coronal and sagittal planes of each scan through the middle of the body, at one scale within a picture, "
