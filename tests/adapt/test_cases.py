@@ -9,7 +9,7 @@ import torch
 from scipy import ndimage
 
 from adapt.bodies import CLASSES, NAMES, body, save, scans, write_plain
-from ctfoundry.adapt import cases as module
+from ctfoundry.adapt import prepared as module
 from ctfoundry.adapt.cases import IGNORE, Classes, chosen_classes, class_map, few, open_labelled, scan_of, split
 from ctfoundry.adapt.prepared import Cases, prepare_case
 from ctfoundry.errors import ContractError, CTFoundryError, SettingsError, UsageError

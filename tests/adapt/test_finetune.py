@@ -245,6 +245,8 @@ def test_what_is_wrong_with_the_data_is_said_before_training(tmp_path: Path) -> 
         finetune(recipe(), scans(5), tmp_path / "run", steps=1, **options)
     with pytest.raises(SettingsError, match="init"):
         finetune(recipe(), scans(4), tmp_path / "run", steps=1, **{**options, "init": "random"})
+    with pytest.raises(SettingsError, match="a flip exchanges left and right, and 'left_side'"):
+        finetune(recipe(), scans(4), tmp_path / "flip", **options, changes=["augmentation.flip=0.5"])
     data = module.LabelledSet("bodies", tuple(scans(2)))
     classes, notes = classes_of(recipe(), data, groups={"dark": ("fat",), "rest": ("bone", "left_side")})
     assert classes.names == ("dark", "rest")

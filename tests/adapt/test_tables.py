@@ -51,6 +51,7 @@ def test_a_table_is_joined_to_a_folder(heads, tmp_path):
         ("012012", "multiclass", ("0", "1", "2")),
         (["a", "b", "b", "a", "b", "a"], "multiclass", ("a", "b")),
         (["1", "2", "10", "10", "2", "1"], "multiclass", ("1", "2", "10")),
+        (["1.0", "2", "2.0", "1", "3", "3."], "multiclass", ("1", "2", "3")),
     ],
 )
 def test_kinds_are_inferred_and_said(heads, tmp_path, values, kind, classes):

@@ -33,15 +33,16 @@ from ctfoundry.adapt.cases import (
     split,
 )
 from ctfoundry.adapt.finetune_report import keep_report
+from ctfoundry.adapt.finetune_result import card_of, looked, measures_of, patients_of
 from ctfoundry.adapt.labelling import survey, system_classes
 from ctfoundry.adapt.prepared import Cases, preparation_digest
 from ctfoundry.adapt.recipe import SegmentationRecipe, finetune_recipe
-from ctfoundry.adapt.scores import Scores, interval_data, read_classes, score
+from ctfoundry.adapt.scores import read_classes, score
 from ctfoundry.adapt.segmentation import CaseSource, SegmentationTask, freeze, layer_rates
 from ctfoundry.encoder import Card, Encoder
 from ctfoundry.errors import CTFoundryError, SettingsError, UsageError
 from ctfoundry.record import Record
-from ctfoundry.segmenter import Pass, Segmenter
+from ctfoundry.segmenter import Pass, Segmenter, side_of
 from ctfoundry.settings import to_data, with_changes
 from ctfoundry.train import Summary, fit
 from ctfoundry.train.checkpoint import averaged, check_same
@@ -146,6 +147,7 @@ def finetune(
     opened = _opened(data, name)
     classes, warnings = classes_of(chosen, opened, labels, groups)
     kinds = kinds_for(classes.names, measures)
+    _check_flips(chosen, classes)
     seed = chosen.train.seed
     parts = split(opened.scans, seed=seed, validation=validation_share, test=test_share)
     if shots is not None:
@@ -155,6 +157,21 @@ def finetune(
         notes = (*opened.notes, *warnings, *begun.notes)
         made = _Run(Path(run), chosen, begun, parts, classes, notes, place, quiet, kinds)
         return made.go(minutes, steps, command, None if cache is None else Path(cache), report=report)
+
+
+def _check_flips(recipe: SegmentationRecipe, classes: Classes) -> None:
+    """Raise SettingsError where a flipped crop would call a left structure right."""
+    sided = [
+        name
+        for name, parts in zip(classes.names, classes.parts, strict=True)
+        if len({side for part in parts if (side := side_of(part)) is not None}) == 1
+    ]
+    if recipe.augmentation.flip and sided:
+        raise SettingsError(
+            f"a flip exchanges left and right, and {sided[0]!r} is on one side",
+            where="augmentation.flip",
+            do="--set augmentation.flip=0",
+        )
 
 
 def _holds(scan: LabelledScan, classes: Classes) -> bool:
@@ -362,7 +379,7 @@ class _Run:
             )
         row = {
             "step": step,
-            **_measures(scores, self.parts.validation),
+            **measures_of(scores, self.parts.validation),
             "precision": self._precision,
             "seconds": round(time.monotonic() - began, 2),
         }
@@ -428,7 +445,7 @@ class _Run:
             return None
         kept = [scan for scan in self.parts.test if scan.id not in failed]
         seed = self.recipe.train.seed
-        row = {"step": best["step"], **_measures(scores, kept), **borders.data(seed), "failed": failed}
+        row = {"step": best["step"], **measures_of(scores, kept), **borders.data(seed), "failed": failed}
         row["looked_at_before"] = earlier
         files.write_json(path, row)
         return row
@@ -436,33 +453,7 @@ class _Run:
     # ------------------------------------------------------------------ what is left behind
 
     def _card(self, row: Mapping[str, Any], **more: Any) -> Card:
-        patients = self._patients()
-        chosen = {name: row[name] for name in ("dice", "low", "high", "micro", "patients")}
-        training = {
-            "recipe": to_data(self.recipe),
-            "init": dict(self.begun.init),
-            "data": files.digest(
-                [
-                    [[s.id, s.patient] for s in part]
-                    for part in (self.parts.train, self.parts.validation, self.parts.test)
-                ]
-            ),
-            "classes": {name: list(parts) for name, parts in zip(self.classes.names, self.classes.parts, strict=True)},
-            "steps": row["step"],
-            "of_steps": self.recipe.train.schedule.steps,
-            "patients": patients,
-            "validation": chosen,
-            **more,
-        }
-        return replace(
-            self.begun.card,
-            weights="trained",
-            training=training,
-            tested_on=(
-                f"macro Dice on {row['patients']} validation patients, by which the step was chosen: {row['dice']:.4f}",
-            ),
-            not_tested_on=("test patients", "scans of other places, scanners and protocols"),
-        )
+        return card_of(self.begun, self.recipe, self.parts, self.classes, row, **more)
 
     def _finish(self, summary: Summary, test: Mapping[str, Any] | None, record: Record) -> None:
         best = self.best
@@ -493,16 +484,13 @@ class _Run:
         record.results = {
             "classes": list(self.classes.names),
             "init": dict(self.begun.init),
-            "patients": self._patients(),
+            "patients": patients_of(self.parts),
             "best": dict(best),
             "test": test,
             "warnings_of_data": self.notes,
             **asdict(summary),
         }
         record.write(self.folder, outputs)
-
-    def _patients(self) -> dict[str, int]:
-        return {name: len({s.patient for s in getattr(self.parts, name)}) for name in ("train", "validation", "test")}
 
     def _summary(self, summary: Summary, test: Mapping[str, Any] | None) -> FinetuneSummary:
         return FinetuneSummary(
@@ -511,7 +499,7 @@ class _Run:
             self.recipe.name,
             self.begun.init,
             self.classes.names,
-            self._patients(),
+            patients_of(self.parts),
             str(self.place),
             self.best,
             test,
@@ -534,26 +522,3 @@ class _Run:
             image, reference = self._read(scan)
             found.append((title, known[name], image, reference, made(image)))
         return found
-
-
-def looked(test: Mapping[str, Any]) -> str:
-    """How often the test scans were looked at."""
-    before = test.get("looked_at_before", [])
-    return "looked at once" if not before else f"looked at {len(before) + 1} times"
-
-
-def _measures(scores: Scores, scans: Sequence[LabelledScan]) -> dict[str, Any]:
-    """What a row of ``validation.jsonl`` says of some scans."""
-    macro, micro = scores.macro, scores.micro
-    with np.errstate(invalid="ignore"):
-        each = [float(np.nanmean(row)) if np.isfinite(row).any() else None for row in scores.dice]
-    return {
-        "dice": macro.value,
-        "low": macro.low,
-        "high": macro.high,
-        "micro": micro.value,
-        "patients": macro.patients,
-        "seed": macro.seed,
-        "labels": {name: None if i is None else interval_data(i) for name, i in scores.labels.items()},
-        "scans": {scan.id: value for scan, value in zip(scans, each, strict=True)},
-    }

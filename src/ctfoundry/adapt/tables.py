@@ -380,7 +380,10 @@ def _coded(
         )
     distinct = values[0]
     numbers = all(re.fullmatch(r"-?\d+(\.0*)?", v) for v in distinct)
-    if not numbers and all(re.fullmatch(r"-?\d*\.?\d+([eE][-+]?\d+)?", v) for v in distinct):
+    if numbers:  # 1 and 1.0 are one class
+        whole = [None if row is None else [str(int(float(row[0])))] for row in whole]
+        distinct = {row[0] for row in whole if row is not None}
+    elif all(re.fullmatch(r"-?\d*\.?\d+([eE][-+]?\d+)?", v) for v in distinct):
         raise UsageError(
             f"target {columns[0]!r} holds measurements ({_some(distinct)}), not classes", do="make classes of them"
         )
