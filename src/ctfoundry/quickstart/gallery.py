@@ -18,6 +18,7 @@ from PIL import Image
 
 import ctfoundry
 from ctfoundry import files, io
+from ctfoundry.body import body_box
 from ctfoundry.encoder import Encoder
 from ctfoundry.errors import CTFoundryError, UsageError
 from ctfoundry.evaluate.landmarks import centroids
@@ -47,6 +48,8 @@ LEAST_MM = 90.0
 """Scans of which an axis is shorter show too little."""
 WANTED = ("liver", "heart", "aorta", "kidney_left", "spleen", "stomach", "lung_left")
 """Structures that are searched for, the first that the query's scan holds whole."""
+OTHER_SIDE = 0.3
+"""Share of the body's width by which an answer that lies elsewhere in the body differs from the query."""
 VIEWS = ("head", "chest", "abdomen", "pelvis")
 FOLDER = Path("images") / "gallery"
 
@@ -244,7 +247,10 @@ def _search(scans: Sequence[Shown], encoder: Encoder) -> tuple[Picture, Section]
     if truth is not None:
         judged = f"The ring is the true place, {np.linalg.norm(np.array(hit.point) - truth):.0f} mm away."
     else:
-        judged = "Nobody marked the true place in the second scan: judge by eye."
+        judged = "Nobody marked the true place in the second scan."
+        far = _across(target.volume, hit.point) - _across(query.volume, (x, y, z))
+        if abs(far) > OTHER_SIDE:
+            judged += " The answer lies on another side of the body than the query: **a miss**."
     text = (
         f"A click on {what} in {query.credit} (first three planes) and the most similar place in another patient, "
         f"{target.credit}, with the most similar tenth of all cells as a heat map; cosine {hit.similarity:.2f}. {judged} "
@@ -259,6 +265,12 @@ def _search(scans: Sequence[Shown], encoder: Encoder) -> tuple[Picture, Section]
         text,
         "ctfoundry search --model MODEL --query SCAN --point X,Y,Z --target SCAN -o OUT",
     )
+
+
+def _across(volume: Volume, point: Sequence[float]) -> float:
+    """Where between the body's right (0) and left (1) side a point lies."""
+    low, high = body_box(volume)
+    return float(1 - (point[0] - low[0]) / (high[0] - low[0]))
 
 
 def _saliency(scans: Sequence[Shown], encoder: Encoder, seed: int) -> tuple[Picture, Section]:
