@@ -82,11 +82,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of the table. `init` : a model or ``random``; `kind` : ``encoder``, ``suprem`` or ``trivial``."""
+    """One row of the table. `kind` : ``encoder``, ``suprem`` or ``trivial``; `init` : a model, or ``random`` for weights drawn for the
+    architecture of the model `like`."""
 
     name: str
     kind: str
     init: str = "random"
+    like: str = ""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def _jobs(out: Path, data: Path, plan: Plan, models: Sequence[str], device: str)
         card = _card_of(model)
         name = f"{card['name']}, pretrained" if len(models) == 1 else f"{card['name']}, pretrained ({len(named) + 1})"
         named[name] = model
-    scratch = Arm(f"{_card_of(models[0])['name']}, {SCRATCH}", "encoder")
+    scratch = Arm(f"{_card_of(models[0])['name']}, {SCRATCH}", "encoder", like=models[0])
     encoders = [*(Arm(name, "encoder", model) for name, model in named.items()), scratch]
     found = [Job(out, data, Arm(TRIVIAL, "trivial"), fold, 0, plan, device) for fold in range(plan.folds)]
     for arms, tested in ((encoders, plan.folds), ([Arm(SUPREM, "suprem")], min(plan.suprem_folds, plan.folds))):
@@ -339,7 +341,11 @@ def _trained(
         recipe_of(job),
         LabelledSet(known.name, tuple(learn)),
         run,
-        init=_suprem(job) if job.arm.kind == "suprem" else job.arm.init,
+        init=_suprem(job)
+        if job.arm.kind == "suprem"
+        else drawn(job.arm.like, job.seed)
+        if job.arm.like
+        else job.arm.init,
         groups={TUMOUR: known.structures},
         device=job.device,
         quiet=True,
@@ -412,6 +418,17 @@ def _suprem(job: Job) -> Encoder:
     card = CARDS["suprem-unet"]
     arguments = {**card.arguments, "filters": job.plan.suprem_filters}
     card = replace(card, arguments=arguments, seed=job.seed)
+    return Encoder.of(build(card), card)
+
+
+def drawn(model: str | Path, seed: int) -> Encoder:
+    """An encoder of a model's architecture and preparation with random weights."""
+    from ctfoundry.encoder import Encoder
+    from ctfoundry.zoo.files import model_file, read_card
+    from ctfoundry.zoo.models import build
+
+    card = read_card(model_file(Path(model)))
+    card = replace(card, weights="random", sha256="", seed=seed, training={}, golden={})
     return Encoder.of(build(card), card)
 
 

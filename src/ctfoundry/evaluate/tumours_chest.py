@@ -17,8 +17,9 @@ import numpy as np
 
 from ctfoundry import files, io
 from ctfoundry.errors import UsageError
+from ctfoundry.evaluate.tumours import Plan, drawn
 from ctfoundry.phantom.names import GROUPS
-from ctfoundry.settings import to_data
+from ctfoundry.settings import to_data, with_changes
 
 if TYPE_CHECKING:
     from ctfoundry.adapt.cases import Classes, LabelledScan
@@ -44,7 +45,11 @@ PRETRAINED, SCRATCH = "pretrained", "from scratch"
 
 @dataclass(frozen=True)
 class ChestPlan:
-    """phantoms : made, of which `validation` choose the step and `test` report, beside the chest. cohort : their seed."""
+    """What is done.
+
+    phantoms : made, of which `validation` choose the step and `test` report, beside the chest. cohort : their seed, not that of pretraining.
+    recipe, changes, steps, validate_every, seeds : of the runs, as in `tumours.Plan`.
+    """
 
     phantoms: int = 24
     validation: int = 3
@@ -52,8 +57,9 @@ class ChestPlan:
     cohort: int = 7000
     voxel_mm: float = 3.0
     recipe: str = "few-shot-tiny"
-    steps: int = 180
-    validate_every: int = 60
+    changes: tuple[str, ...] = Plan.changes
+    steps: int = 100
+    validate_every: int = 50
     seeds: int = 1
 
 
@@ -124,14 +130,14 @@ def chest(
     methods: dict[str, dict[str, Any]] = {}
     training: list[dict[str, Any]] = []
     for seed in range(plan.seeds):
-        for arm, start in ((PRETRAINED, init), (SCRATCH, "random")):
+        for arm in (PRETRAINED, SCRATCH):
             recipe = _recipe(plan, seed)
             run = out / "runs" / f"chest-{arm.replace(' ', '-')}-s{seed}"
             done = finetune(
                 recipe,
                 LabelledSet("phantoms", tuple(learn)),
                 run,
-                init=start,
+                init=init if arm == PRETRAINED else drawn(init, seed),
                 groups=dict(zip(classes.names, classes.parts, strict=True)),
                 device=device,
                 quiet=True,
@@ -181,6 +187,7 @@ def _recipe(plan: ChestPlan, seed: int) -> SegmentationRecipe:
 
     base = finetune_recipe(plan.recipe)
     assert isinstance(base, SegmentationRecipe)
+    base = with_changes(base, plan.changes)
     schedule = replace(base.train.schedule, steps=plan.steps, warmup=min(base.train.schedule.warmup, plan.steps // 4))
     train = replace(base.train, seed=seed, schedule=schedule, checkpoint_every=plan.validate_every)
     return replace(base, train=train, validate_every=plan.validate_every, extent=Extent("whole"))
