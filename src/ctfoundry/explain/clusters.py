@@ -7,6 +7,7 @@ are therefore taken in the embedding space, by cosine, and never count two scans
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,7 +261,9 @@ def project(points: Points, method: Method, size: float, *, seed: int = 0) -> Fl
             found = TSNE(2, perplexity=size, init="pca", random_state=number, n_jobs=1).fit_transform(unit)
     else:
         try:
-            import umap
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ImportWarning)  # that Tensorflow, which we do not use, is missing
+                import umap
         except ImportError as error:
             raise UsageError("UMAP needs umap-learn", do="pip install 'ctfoundry[umap]'") from error
         start = "random" if len(points) < 16 else "spectral"  # too few for its eigenvectors
