@@ -4,8 +4,8 @@ The deviation of a box is 1 - cosine between the vector of the scan and that of 
 float32 vectors. What is asked of can be the scan's pooled vector, the vector of one labelled region, the features at a point, or
 the similarity to another vector (then the deviation is the similarity that the box brings, and can be negative).
 
-*exact* runs the encoder once a box. *fast* computes only what a box can reach where the architecture allows it, else it
-works from coarse boxes to fine ones; some boxes are always computed both ways, and how well they agree is part of the result.
+*exact* runs the encoder once a box. *fast* computes only what a box can reach, where the architecture allows it; when asked to, it
+works from coarse boxes to fine ones. Some boxes are always computed both ways, and how well they agree is part of the result.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Settings:
     mode : exact, or fast.
     reach : of the fast mode of SegResNets: convolutions of each stage after which the window of changed cells stops growing;
         None: never, which is exact up to rounding.
-    share : of boxes computed at full resolution, coarse to fine; None: all, or `ATTENTION_SHARE` in the fast mode of an encoder
-        in which every box reaches everything.
+    share : of boxes computed at full resolution, coarse to fine; None: all. For encoders in which every box reaches everything this
+        is the only way to be faster, and it can be badly wrong (docs/saliency.md), so it has to be asked for.
     checked : boxes of the fast mode that are computed exactly too.
     """
 
@@ -77,9 +77,6 @@ class Settings:
             raise UsageError(f"boxes of {self.size} voxels need strides from 1 to their size, not {self.stride}")
         if self.share is not None and (not 0 < self.share <= 1 or self.mode == "exact"):
             raise UsageError("--share is above 0, at most 1, and of the fast mode")
-
-
-ATTENTION_SHARE = 0.04
 
 
 @dataclass
@@ -155,7 +152,7 @@ def measure(
     slow = exact_vectors(encoder, prepared, target, filled)
     fast = fast_vectors(encoder, prepared, target, filled, settings.reach) if settings.mode == "fast" else None
     vectors, method = fast or (slow, "one pass a box")
-    share = settings.share or (1.0 if fast or settings.mode == "exact" else ATTENTION_SHARE)
+    share = settings.share or 1.0
     if share < 1:
         method += f", coarse to fine, {share:.0%} of the boxes"
     began = time.perf_counter()
