@@ -47,16 +47,17 @@ def test_gallery_shows_credits_and_says_what_the_model_is(data, tmp_path, monkey
     assert "gpl" not in text
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
     assert [p.rsplit("/", 1)[1] for p in pictures] == made["results"]["pictures"]
-    assert {"scans.webp", "pca.webp", "search.webp", "saliency.webp", "clusters.webp"} == set(made["results"]["pictures"])
+    assert {"scans.webp", "pca.webp", "search.webp", "saliency.webp", "clusters.webp"} == set(
+        made["results"]["pictures"]
+    )
     for picture in pictures:
         assert (out / picture).read_bytes()[8:12] == b"WEBP"
     assert str(tmp_path) not in text + (out / "images" / "gallery" / "run.json").read_text()
 
 
 def test_without_credits_or_scans_there_is_no_gallery(data, tmp_path):
+    (data / "SOURCES.csv").write_text("name,origin,licence\none,x,CC0\n")
     with pytest.raises(UsageError, match="two are needed"):
-        table = data / "SOURCES.csv"
-        table.write_text("name,origin,licence\none,x,CC0\n")
         gallery.make(data, worlds.tiny(), tmp_path / "docs")
     (data / "SOURCES.csv").write_text("name,origin\none,x\n")
     with pytest.raises(UsageError, match="columns"):
