@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 METHODS = (*ARMS, INTENSITY, POSITION)
 PAIRS = ((PRETRAINED, SCRATCH), (FROZEN, FROZEN_RANDOM), (PRETRAINED, INTENSITY), (PRETRAINED, POSITION))
 """Which methods are compared: the first minus the second."""
-OTHER = "skin, fat and others"
+OTHER = "skin, fat, discs and others"
 _GROUPS = {
     "organs": "organs",
-    "vertebrae": "vertebrae and spinal canal",
+    "vertebrae": "vertebrae",
     "cardiac": "heart and vessels",
-    "muscles": "muscles, limb bones and pelvis",
+    "muscles": "muscles, limb bones, spinal cord",
     "ribs": "ribs and sternum",
 }
 """TotalSegmentator's groups in words."""
