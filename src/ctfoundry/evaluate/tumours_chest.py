@@ -58,8 +58,8 @@ class ChestPlan:
     voxel_mm: float = 3.0
     recipe: str = "few-shot-tiny"
     changes: tuple[str, ...] = Plan.changes
-    steps: int = 100
-    validate_every: int = 50
+    steps: int = 240
+    validate_every: int = 80
     seeds: int = 1
 
 

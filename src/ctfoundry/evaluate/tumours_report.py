@@ -11,6 +11,7 @@ import numpy as np
 
 from ctfoundry import files, stats
 from ctfoundry.evaluate import tumours, tumours_trivial
+from ctfoundry.evaluate.tumours_picture import write_picture
 from ctfoundry.report import charts
 from ctfoundry.report.page import Callout, Figure, Heading, Page, Prose, Section, Table, write
 
@@ -60,7 +61,10 @@ def value(measure: str, scan: Mapping[str, Any]) -> float:
 
 @dataclass(frozen=True)
 class Summary:
-    """By method and measure: intervals; by pair of methods: paired differences (first minus second) over the patients of both."""
+    """By method and measure: intervals; by pair of methods: paired differences (first minus second) over the patients of both.
+
+    empty : tests in which a method predicted nothing. scans : measures of each scan, of the first seed.
+    """
 
     methods: Mapping[str, Mapping[str, Interval]]
     differences: Mapping[tuple[str, str], Mapping[str, Interval]]
@@ -72,9 +76,12 @@ class Summary:
 def summarise(results: Sequence[Mapping[str, Any]]) -> Summary:
     """Intervals from measurements (`tumours.tumours`); seeds are averaged within a patient."""
     rows: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+    first: dict[str, dict[str, Mapping[str, Any]]] = {}
     for result in sorted(results, key=lambda r: (r["seed"], r["fold"])):
         for method, found in result["methods"].items():
             rows.setdefault(method, []).extend(found.items())
+            if result["seed"] == 0:
+                first.setdefault(method, {}).update(found)
     order = [m for m in rows if m not in TRIVIAL] + [m for m in TRIVIAL if m in rows]
     values = {method: {m.name: _by_patient(rows[method], m.name) for m in MEASURES} for method in order}
     differences: dict[tuple[str, str], dict[str, Interval]] = {}
@@ -90,7 +97,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> Summary:
         {method: {name: stats.mean(found) for name, found in table.items()} for method, table in values.items()},
         differences,
         {method: sum(scan["empty"] == "prediction" for _, scan in rows[method]) for method in order},
-        {method: dict(rows[method]) for method in order},
+        first,
         [
             {"arm": r["arm"], "fold": r["fold"], "seed": r["seed"], **r["training"]}
             for r in results
@@ -224,10 +231,8 @@ def _mean(dice: Mapping[str, float | None]) -> float:
     return float(np.mean([v for v in dice.values() if v is not None]))
 
 
-def pictures(
-    out: Path, data: Path, summary: Summary, method: str, seed: int, most: int = 3
-) -> list[tuple[str, str, np.ndarray]]:
-    """The scans with the lowest and the highest Dice of a method: caption, alternative text, picture.
+def pictures(out: Path, data: Path, summary: Summary, method: str, most: int = 3) -> list[tuple[str, str, np.ndarray]]:
+    """The scans with the lowest and the highest Dice of a method's first seed: caption, alternative text, picture.
 
     Each shows three planes through the reference's middle; the reference is outlined in one colour, the prediction in another, and what
     both outlines share in a third.
@@ -243,7 +248,7 @@ def pictures(
     found = []
     for id, end in chosen:
         image, labels = read_classes(next(scan for scan in known.scans if scan.id == id), classes)
-        reference, prediction = labels.voxels == 1, tumours.read_mask(out, method, seed, id)
+        reference, prediction = labels.voxels == 1, tumours.read_mask(out, method, 0, id)
         colours = np.full((*image.shape, 3), np.nan, dtype=np.float32)
         colours[border(reference)] = REFERENCE
         colours[border(prediction)] = PREDICTION
@@ -278,8 +283,8 @@ def about(setup: Mapping[str, Any]) -> str:
     suprem = min(plan["suprem_folds"], plan["folds"])
     text = (
         f"{setup['scans']} scans of {setup['patients']} patients in {plan['folds']} folds; every patient is tested once, by a run that did not "
-        f"see them ({plan['validation']} of the others choose the step). {plan['seeds']} seed(s) a fold, {plan['steps']} steps of recipe "
-        f"{plan['recipe']}, all weights trained. Encoder: {models}. "
+        f"see them ({plan['validation']} of the others choose the step). Runs of each fold: {plan['seeds']}, of {plan['steps']} steps of recipe "
+        f"{plan['recipe']} ({', '.join(plan['changes'])}), all weights trained. Encoder: {models}. "
     )
     if suprem:
         text += (
@@ -300,7 +305,7 @@ def write_results(
     setup: Mapping[str, Any],
     chest: Mapping[str, Any] | None = None,
 ) -> Summary:
-    """``results.json``, ``tumours.md`` and ``report.html`` into `out`."""
+    """``results.json``, ``tumours.md``, ``report.html`` and, where an arm was pretrained, ``tumours.png`` into `out`."""
     summary = summarise(results)
     made = [*tables(summary), *([chest_table(chest)] if chest else [])]
     words = conclusions(summary)
@@ -335,7 +340,9 @@ def write_results(
     if best is not None:
         shown.append(Heading("What was missed, and the best"))
         shown.append(Prose(f"Of {best}. Blue: reference. Orange: prediction. White: where both outlines run."))
-        shown += [Figure(picture, caption, alt) for caption, alt, picture in pictures(out, data, summary, best, 0)]
+        made_of = pictures(out, data, summary, best)
+        shown += [Figure(picture, caption, alt) for caption, alt, picture in made_of]
+        write_picture(out / "tumours.png", summary, best, [*made_of[:2], made_of[-2]])
     write(
         out / "report.html",
         Page(
