@@ -2,8 +2,8 @@
 
 Classifiers are fine-tuned on heads of one scanner from a pretrained encoder and from random weights, with the same recipe, steps, seeds
 and scans, at several shares of the training heads. Step, threshold and temperature are chosen on validation heads of that scanner
-and kept for the test heads of both scanners. Beside them stand regressions on the pooled features of both frozen encoders and on the
-HU histogram, which learn from the same scans.
+and kept for the test heads of both scanners. Beside them stand regressions on the pooled features of both frozen encoders, on the
+HU histogram and on one hand-made number, which learn from the same scans.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ import numpy as np
 
 from ctfoundry import files, identity
 from ctfoundry.errors import UsageError
-from ctfoundry.evaluate.triage_heads import make_site, read_truth
+from ctfoundry.evaluate.triage_heads import brightest_blob, make_site, read_truth
 from ctfoundry.settings import to_data, with_changes
 
 if TYPE_CHECKING:
-    from ctfoundry.adapt.classify_run import ClassifySummary
     from ctfoundry.adapt.inputs import Inputs
     from ctfoundry.adapt.recipe import ClassificationRecipe
     from ctfoundry.adapt.tables import TargetScan, TargetSet
+    from ctfoundry.classifier import Classifier
     from ctfoundry.encoder import Encoder
 
 PRETRAINED, SCRATCH = "pretrained", "from scratch"
 FROZEN, FROZEN_RANDOM, HISTOGRAM = "pretrained, frozen", "random, frozen", "HU histogram"
 TUNED = (PRETRAINED, SCRATCH)
-READ = (FROZEN, FROZEN_RANDOM, HISTOGRAM)
+BLOB = "brightest blob"
+READ = (FROZEN, FROZEN_RANDOM, HISTOGRAM, BLOB)
 """Methods whose vectors a ridge logistic regression reads (`phantom.difficulty.histogram_log_odds`)."""
 PARTS = ("validation", "source", "target")
 """Heads that are predicted: validation and test of the scanner that is learnt on, and test of the other one."""
@@ -55,7 +56,7 @@ class Plan:
 
     train: int = 96
     validation: int = 40
-    test: int = 104
+    test: int = 64
     cohort: int = 0
     shares: tuple[float, ...] = (0.1, 1.0)
     seeds: int = 3
@@ -165,7 +166,8 @@ def prepare(out: Path, plan: Plan, say: Callable[[str], None] = lambda _: None) 
     from ctfoundry.adapt.tables import open_targets
 
     counts = {"train": plan.train, "validation": plan.validation, "test": plan.test}
-    sets, folders = {}, {}
+    sets: dict[str, TargetSet] = {}
+    folders: dict[str, Path] = {}
     for site in ("source", "target"):
         root = out / site
         table = make_site(root, site, counts, coarser=plan.coarser, seed=plan.cohort, say=say)
@@ -276,41 +278,62 @@ class _Work:
         scans = self.heads.parts[part]
         return Inputs(scans, size_for(recipe, self.encoder, scans), cache=self.out / "prepared")
 
-    def run(self, method: str, share: float, seed: int) -> ClassifySummary:
-        """One run of fine-tuning; a finished one is found again."""
+    def folder(self, method: str, share: float, seed: int) -> Path:
+        """Of a run."""
+        return self.out / "runs" / f"{method.replace(' ', '-')}-{self.plan.shots(share)}-s{seed}"
+
+    def run(self, method: str, share: float, seed: int) -> Classifier:
+        """What one run of fine-tuning came to; a finished one of the same recipe, encoder and heads is taken as it is."""
+        from ctfoundry import zoo
         from ctfoundry.adapt.classify_run import finetune
 
-        scans = (*self._train(share, seed), *self.heads.parts["validation"])
-        return finetune(
-            _recipe(self.plan, seed),
-            replace(self.heads.source, scans=scans),
-            self.out / "runs" / f"{method.replace(' ', '-')}-{self.plan.shots(share)}-s{seed}",
-            # by its name, so that it is loaded anew: a run trains the very encoder that it is given
-            init=self.model if method == PRETRAINED else "random",
-            device=self.device,
-            quiet=True,
-            command=("evaluate", "triage"),
-            report=False,
-            baseline=False,
+        folder, recipe, train = self.folder(method, share, seed), _recipe(self.plan, seed), self._train(share, seed)
+        if not self._is_done(folder, recipe, [scan.id for scan in train], method):
+            finetune(
+                recipe,
+                replace(self.heads.source, scans=(*train, *self.heads.parts["validation"])),
+                folder,
+                # by its name, so that it is loaded anew: a run trains the very encoder that it is given
+                init=self.model if method == PRETRAINED else "random",
+                device=self.device,
+                quiet=True,
+                command=("evaluate", "triage"),
+                report=False,
+                baseline=False,
+            )
+        return zoo.load_classifier(folder, device=self.device)
+
+    def _is_done(self, folder: Path, recipe: ClassificationRecipe, train: Sequence[str], method: str) -> bool:
+        """Whether a run is finished and is this one; `finetune` refuses to continue another."""
+        if not (folder / "run.json").is_file():
+            return False
+        split = json.loads((folder / "split.json").read_text())
+        return bool(
+            json.loads((folder / "recipe.json").read_text()) == to_data(recipe)
+            and sorted(split["train"]) == sorted(train)
+            and sorted(split["validation"]) == sorted(scan.id for scan in self.heads.parts["validation"])
+            and (method == SCRATCH or split["init"]["sha256"] == self.encoder.card.sha256)
         )
 
     def _tuned(self, method: str, share: float, seed: int) -> dict[str, Any]:
         """A run, and the logits of its best step."""
-        from ctfoundry import zoo
         from ctfoundry.adapt.classify_run import VALIDATION
         from ctfoundry.train.monitor import read_lines
 
-        recipe, done = _recipe(self.plan, seed), self.run(method, share, seed)
-        model = zoo.load_classifier(done.run, device=self.device)
+        recipe, model = _recipe(self.plan, seed), self.run(method, share, seed)
+        told = model.card.training
         return {
-            "rule": to_data(done.rule),
+            "rule": to_data(model.rule),
             "logits": {
                 part: [float(model.logits(item.x())[0]) for item in self._inputs(part, recipe)] for part in PARTS
             },
-            "step": done.best["step"],
-            "steps": done.train.steps,
-            "curve": [[row["step"], row["auroc"], row["loss"]] for row in read_lines(done.run / VALIDATION)],
-            "warnings": [*done.warnings, *done.train.warnings],
+            "step": told["steps"],
+            "steps": told["of_steps"],
+            "curve": [
+                [row["step"], row["auroc"], row["loss"]]
+                for row in read_lines(self.folder(method, share, seed) / VALIDATION)
+            ],
+            "warnings": list(told.get("warnings", ())),
         }
 
     def _read(self, method: str, train: Sequence[TargetScan], seed: int) -> dict[str, Any]:
@@ -338,16 +361,17 @@ class _Work:
         return {"rule": to_data(chosen), "logits": {part: values.tolist() for part, values in logits.items()}}
 
     def _vectors(self, method: str, seed: int) -> dict[str, np.ndarray]:
-        """Of every head: pooled cells of a frozen encoder on the classifiers' input, or the HU histogram."""
-        name = f"{method} {seed}" if method == FROZEN_RANDOM else method
-        if name not in self.vectors:
-            self.vectors[name] = self._histograms() if method == HISTOGRAM else self._pooled(method, seed)
-        return self.vectors[name]
-
-    def _histograms(self) -> dict[str, np.ndarray]:
+        """Of every head: pooled cells of a frozen encoder on the classifiers' input, the HU histogram, or the brightest blob."""
         from ctfoundry.phantom.difficulty import hu_histogram
 
-        return {scan.id: hu_histogram(scan.image()) for own in self.heads.parts.values() for scan in own}
+        name = f"{method} {seed}" if method == FROZEN_RANDOM else method
+        if name not in self.vectors:
+            if method in (FROZEN, FROZEN_RANDOM):
+                self.vectors[name] = self._pooled(method, seed)
+            else:
+                made = hu_histogram if method == HISTOGRAM else brightest_blob
+                self.vectors[name] = {s.id: made(s.image()) for own in self.heads.parts.values() for s in own}
+        return self.vectors[name]
 
     def _pooled(self, method: str, seed: int) -> dict[str, np.ndarray]:
         import torch

@@ -14,9 +14,9 @@ import numpy as np
 from ctfoundry import files, metrics, stats
 from ctfoundry.adapt.class_scores import FEW, interval_data
 from ctfoundry.classifier import Rule
-from ctfoundry.evaluate.triage import FROZEN, FROZEN_RANDOM, HISTOGRAM, PRETRAINED, READ, SCRATCH, TUNED, Plan
+from ctfoundry.evaluate.triage import BLOB, FROZEN, FROZEN_RANDOM, HISTOGRAM, PRETRAINED, READ, SCRATCH, TUNED, Plan
 from ctfoundry.report import charts
-from ctfoundry.report.page import Callout, Cards, Figure, Heading, Page, Prose, Table, write
+from ctfoundry.report.page import Cards, Figure, Heading, Page, Prose, Table, write
 from ctfoundry.settings import from_data, to_data
 from ctfoundry.stats import Interval
 
@@ -35,7 +35,7 @@ MEASURES = {
 }
 COMPARED = ("auroc", "average_precision", "balanced_accuracy", "brier_calibrated")
 LABELS = {**MEASURES, "balanced_accuracy": "balanced accuracy"}
-PAIRS = ((PRETRAINED, SCRATCH), (PRETRAINED, HISTOGRAM), (FROZEN, FROZEN_RANDOM), (FROZEN, HISTOGRAM))
+PAIRS = ((PRETRAINED, SCRATCH), (PRETRAINED, HISTOGRAM), (PRETRAINED, BLOB), (FROZEN, FROZEN_RANDOM))
 """Which method stands against which, on the same heads."""
 LOWER = ("brier", "brier_calibrated")
 """Measures of which less is better."""
@@ -238,7 +238,7 @@ def _kinds(known: Mapping[tuple[str, float, str], Method], setup: Mapping[str, A
     """Share of the heads with one kind of blood alone that are called abnormal, at the largest share of training heads."""
     most, found = max(key[1] for key in known), []
     for (name, share, site), method in known.items():
-        if share != most or (name not in TUNED and name != HISTOGRAM):
+        if share != most or name not in (*TUNED, BLOB):
             continue
         row: dict[str, Any] = {"method": name, "share": share, "site": site}
         for kind in KINDS:
@@ -329,7 +329,7 @@ def conclusions(summary: Mapping[str, Any]) -> list[str]:
     """In words: whether pretraining helped, whether any method beats the histogram, and what the other scanner costs."""
     said = []
     for row in summary["paired"]:
-        if (row["ours"], row["other"]) in ((PRETRAINED, SCRATCH), (PRETRAINED, HISTOGRAM)):
+        if (row["ours"], row["other"]) in ((PRETRAINED, SCRATCH), (PRETRAINED, BLOB)):
             area = row["auroc"]
             said.append(
                 f"{row['share']:.0%} of the training heads, {SITES[row['site']]}: {row['ours']} minus {row['other']} is "
@@ -363,16 +363,15 @@ def conclusions(summary: Mapping[str, Any]) -> list[str]:
 def about(setup: Mapping[str, Any], plan: Plan, results: Sequence[Mapping[str, Any]]) -> str:
     """What was done, in a paragraph."""
     steps = sorted({r["steps"] for r in results if "steps" in r})
-    seconds = [r["seconds"] for r in results if r["method"] in TUNED]
     train = setup["train"]
     return (
         f"{len(train)} training heads ({sum(train)} with blood) and {len(setup['heads']['validation'])} validation heads of one scanner, "
         f"{len(setup['heads']['source'])} test heads of it and {len(setup['heads']['target'])} of another one (sharper kernel, three and a half "
-        f"times the noise, slices of 5 instead of 2.5 mm, other pixels); {len({r['seed'] for r in results})} seeds; {'/'.join(map(str, steps))} steps a run "
-        f"({min(seconds):.0f} to {max(seconds):.0f} s). Every head is another patient. Step, threshold (Youden) and temperature are chosen on the "
-        "validation heads and kept on both scanners. Regressions read pooled features of the frozen encoder, or the HU histogram, of the same "
-        "training heads. Intervals are bootstrapped over test patients, with seeds averaged within; they do not show how much other seeds or "
-        "other training heads would change."
+        f"times the noise, slices of 5 instead of 2.5 mm, other pixels); {len(seeds := {r['seed'] for r in results})} seed{'s' * (len(seeds) > 1)}; {'/'.join(map(str, steps))} steps a run. "
+        "Every head is another patient. Step, threshold (Youden) and temperature are chosen on the "
+        "validation heads and kept on both scanners. Regressions read pooled features of the frozen encoder, the HU histogram, or one hand-made "
+        "number (how bright the brightest blob inside the skull is) of the same training heads. Intervals are bootstrapped over test patients, "
+        "with seeds averaged within; they do not show how much other seeds or other training heads would change."
     )
 
 
@@ -448,9 +447,9 @@ def overview(
     with mpl.rc_context(
         {"font.size": 8.5, "font.family": ["DejaVu Sans"], "axes.spines.top": False, "axes.spines.right": False}
     ):
-        canvas = Canvas(figsize=(12, 5.2), dpi=110)
+        canvas = Canvas(figsize=(12, 8), dpi=100)
         grid = canvas.add_gridspec(
-            4, 2, width_ratios=(1.0, 1.25), wspace=0.06, hspace=0.32, left=0.2, right=0.99, top=0.92, bottom=0.1
+            4, 2, width_ratios=(0.8, 1.0), wspace=0.04, hspace=0.16, left=0.15, right=0.995, top=0.94, bottom=0.07
         )
         axes = canvas.add_subplot(grid[:, 0])
         names = [(row["method"], row["share"]) for row in summary["transfer"]]
@@ -480,7 +479,7 @@ def overview(
         ):
             head = setup["heads"][site][index]
             place = canvas.add_subplot(grid[row, 1])
-            place.imshow(_picture(out, site, head))
+            place.imshow(_picture(out, site, head, 220))
             place.set_axis_off()
             place.set_title(f"missed, {SITES[site]}: {_facts(head)}; given {p:.2f}", fontsize=8, pad=3)
         image = io.BytesIO()
@@ -547,7 +546,7 @@ def write_results(
     sections: list[Section] = [
         Prose(told),
         Heading("In words"),
-        *(Callout(line) for line in words),
+        Prose("\n\n".join(words)),
         Heading("Pictures"),
     ]
     sections.append(
