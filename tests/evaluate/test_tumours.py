@@ -140,16 +140,19 @@ def test_what_intervals_say() -> None:
         training = {"steps": 3, "best_step": 3, "validation_dice": 0.5, "parameters": 10}
         return {"arm": method, "fold": 0, "seed": 0, "training": training, "methods": {method: scans}}
 
-    names = ("m, pretrained", "m, from scratch", tumours.SUPREM)
-    summary = tumours_report.summarise(
-        [result(names[0], 0.1, range(8)), result(names[1], 0.0, range(8)), result(names[2], 0.2, range(4))]
-    )
+    names = ("m, pretrained", "m, from scratch", tumours_trivial.MARGIN, tumours.SUPREM)
+    silent = result(names[3], -0.5, range(4))
+    for scan in silent["methods"][names[3]].values():  # type: ignore[index]
+        scan["empty"] = "prediction"
+    rows = [result(names[0], 0.1, range(8)), result(names[1], 0.0, range(8)), result(names[2], 0.2, range(4)), silent]
+    summary = tumours_report.summarise(rows)
     gain = summary.differences[names[0], names[1]]["dice"]
     assert (gain.value, gain.low, gain.patients) == (pytest.approx(0.1), pytest.approx(0.1), 8)
     assert summary.differences[names[0], names[2]]["dice"].patients == 4  # only those that both were tested on
     words = "\n".join(tumours_report.conclusions(summary))
     assert f"**{names[0]} is better** than {names[1]}" in words
     assert f"**{names[0]} is worse** than {names[2]}" in words
+    assert f"{names[3]} predicted nothing" in words
     assert summary.methods[names[0]]["bias"].value == pytest.approx(-20)
     for table in tumours_report.tables(summary):
         assert all(len(row) == len(table.headers) for row in table.rows)

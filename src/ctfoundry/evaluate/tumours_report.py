@@ -63,12 +63,13 @@ def value(measure: str, scan: Mapping[str, Any]) -> float:
 class Summary:
     """By method and measure: intervals; by pair of methods: paired differences (first minus second) over the patients of both.
 
-    empty : tests in which a method predicted nothing. scans : measures of each scan, of the first seed.
+    empty : tests in which a method predicted nothing. silent : methods for which those were all. scans : measures of each scan, of the first seed.
     """
 
     methods: Mapping[str, Mapping[str, Interval]]
     differences: Mapping[tuple[str, str], Mapping[str, Interval]]
     empty: Mapping[str, int]
+    silent: Sequence[str]
     scans: Mapping[str, Mapping[str, Mapping[str, Any]]]
     training: Sequence[Mapping[str, Any]]
 
@@ -97,6 +98,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> Summary:
         {method: {name: stats.mean(found) for name, found in table.items()} for method, table in values.items()},
         differences,
         {method: sum(scan["empty"] == "prediction" for _, scan in rows[method]) for method in order},
+        [method for method in order if all(scan["empty"] == "prediction" for _, scan in rows[method])],
         first,
         [
             {"arm": r["arm"], "fold": r["fold"], "seed": r["seed"], **r["training"]}
@@ -116,7 +118,7 @@ def _by_patient(rows: Sequence[tuple[str, Mapping[str, Any]]], measure: str) -> 
 
 
 def _pairs(methods: Sequence[str]) -> list[tuple[str, str]]:
-    """What is compared: pretrained with scratch, the network that began trained with each other kind, both norms."""
+    """What is compared: pretrained with from scratch, with the SuPreM U-Net and with the trivial methods; both norms of that U-Net."""
     networks = [m for m in methods if m not in TRIVIAL]
     pretrained = [m for m in networks if ", pretrained" in m]
     scratch = next((m for m in networks if m.endswith(tumours.SCRATCH)), None)
@@ -193,6 +195,8 @@ def conclusions(summary: Summary) -> list[str]:
     said = []
     dice = MEASURES[0]
     for (a, b), table in summary.differences.items():
+        if {a, b} & set(summary.silent):
+            continue
         found = table["dice"]
         word = {
             "better": f"**{a} is better** than {b}",
@@ -207,7 +211,10 @@ def conclusions(summary: Summary) -> list[str]:
         said.append(
             f"{word} by Dice: {found.text(3)}, {found.patients} patients" + (f"; also: {rest}." if rest else ".")
         )
-    return said
+    return [
+        *said,
+        *(f"{name} predicted nothing in any test: it learnt too little to compare." for name in summary.silent),
+    ]
 
 
 def chest_table(found: Mapping[str, Any]) -> Table:
