@@ -357,6 +357,18 @@ def test_the_other_family_with_classes_and_frozen(heads, tmp_path):
     assert made.test["overall"]["macro_auroc"]["value"] is not None
 
 
+def test_a_given_encoder_does_not_learn(heads, tmp_path):
+    """Runs in a row may begin from the same object."""
+    given = load_encoder("ct-fm-tiny", weights="random", device="cpu")
+    before = {name: value.clone() for name, value in given.network.state_dict().items()}
+    finetune("head-triage-tiny", heads, tmp_path / "run", init=given, table=heads / "labels.csv", changes=SMALL, device="cpu",
+             quiet=True, report=False)  # fmt: skip
+    learnt = load_classifier(tmp_path / "run", device="cpu").encoder.network.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in given.network.state_dict().items())
+    assert any(not torch.equal(value, before[name]) for name, value in learnt.items())
+    assert all(p.requires_grad for p in given.network.parameters())
+
+
 def test_what_a_run_refuses(heads, tmp_path):
     table = heads / "labels.csv"
     with pytest.raises(UsageError, match="what the encoder begins with"):

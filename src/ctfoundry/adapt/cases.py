@@ -339,15 +339,3 @@ def chosen_classes(
     if not known:
         raise UsageError("nothing names the labels", do='write labels.json beside them: {"1": "liver"}')
     return Classes.of(labels or known)
-
-
-MOVED = ("Cases", "MEMORY_BYTES", "PreparedCase", "VERSION", "prepare_case", "preparation_digest")
-
-
-def __getattr__(name: str) -> Any:
-    """What lies in `adapt.prepared` now, for programs that were started before it did."""
-    if name in MOVED:
-        from ctfoundry.adapt import prepared
-
-        return getattr(prepared, name)
-    raise AttributeError(name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ctfoundry.adapt.initial import opened
@@ -29,7 +31,9 @@ def begin(
         )
     card = model.card
     told = {"model": card.name, "weights": card.weights, "sha256": card.sha256}
-    return model.encoder if isinstance(model, Classifier) else model, told
+    encoder = model.encoder if isinstance(model, Classifier) else model
+    # a caller's own encoder must not learn: it may be the start of the next run
+    return replace(encoder, network=copy.deepcopy(encoder.network)) if model is init else encoder, told
 
 
 def size_for(recipe: ClassificationRecipe, encoder: Encoder, scans: Sequence[TargetScan]) -> Preparation:

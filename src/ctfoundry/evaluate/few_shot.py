@@ -415,7 +415,8 @@ def _tuned(job: Job, data: Data, learn: Sequence[LabelledScan]) -> tuple[Scores,
 
 def _trivial(job: Job, data: Data, learn: Sequence[LabelledScan]) -> tuple[Scores, dict[str, Any]]:
     """What HU or position alone reaches, on the prepared grid of the test phantoms."""
-    from ctfoundry.adapt.cases import Cases, Classes
+    from ctfoundry.adapt.cases import Classes
+    from ctfoundry.adapt.prepared import Cases
     from ctfoundry.adapt.trivial import intensity_scores, position_scores
     from ctfoundry.zoo import load_encoder
 
