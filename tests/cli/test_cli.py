@@ -164,7 +164,7 @@ def test_explain_pca_writes_pictures(data, tmp_path):
 
 def test_doctor_and_zoo():
     assert "torch" in result("doctor")["versions"]
-    assert {m["name"] for m in result("zoo", "list")["models"]} == set(zoo.CARDS)
+    assert {m["name"] for m in result("zoo", "list")["models"]} == {*zoo.CARDS, zoo.WHOLE_BODY}
     assert result("zoo", "show", "ct-fm")["preparation"]["resampling"]["spacing"] == [3.0, 1.0, 1.0]
 
 

@@ -254,23 +254,26 @@ def train(folder, attempt):
 folder, chance = Path(sys.argv[1]), random.Random()
 began = time.monotonic()
 os.waitpid(train(folder / "whole", 2), 0)
-whole = time.monotonic() - began
-kills = []
+step = (time.monotonic() - began) / 28
+place, reached, kills = folder / "killed" / "checkpoints", 0, []
 for attempt in range(100):
     pid = train(folder / "killed", attempt)
-    if attempt < 6:
-        time.sleep(chance.uniform(0, 0.6 * whole))
+    if attempt < 6:  # a few steps further each time, so that hardly a run ends before its kill
+        reached = min(reached + chance.randint(1, 3), 27)
+        while max(steps(place), default=0) < reached:
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, step))
         os.kill(pid, signal.SIGKILL)
     if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0:
         break
-    place = folder / "killed" / "checkpoints"
+    reached = max(steps(place))
     kills.append({"steps": steps(place), "parts": len(list(place.glob(".part-*")))})
 print(json.dumps(kills))
 """
 
 
 def test_kills_at_random_moments_change_no_bit(tmp_path: Path) -> None:
-    """One run is killed up to six times, half of its time being spent on checkpoints, and continued with other workers."""
+    """One run is killed six times, half of its time being spent on checkpoints, and continued with other workers."""
     (out,) = processes.run(FORKS, 1, tmp_path, timeout=120)
     kills = json.loads(out)
     assert kills

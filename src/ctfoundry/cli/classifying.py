@@ -43,13 +43,14 @@ def classify(
         [(s.scan.id, s.scan.digest, s.scan.read) for s in found.scans], classifier, out, told
     )
     identity.write_private(out, found.paths)
-    failed |= found.failed
     record.inputs = {s.scan.id: s.scan.digest for s in found.scans} | {"model": classifier.card.sha256}
     record.results = {
         "done": [row["id"] for row in rows if row["id"] not in skipped],
         "skipped": skipped,
         "failed": failed,
+        "unreadable": sorted(found.failed),  # ids alone: the reason may quote what a header says of a person
     }
+    failed = failed | found.failed
     record.write(out, ["predictions.csv", "predictions.json"])
     names = classifier.classes
     show(

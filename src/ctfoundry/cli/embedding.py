@@ -93,7 +93,9 @@ def embed(
     cases = folders.challenge_layout(out, names=names) if layout else []
     failed = outcome.failed | found.failed
     record.inputs = {s.scan.id: s.scan.digest for s in found.scans}
-    record.results = {"done": outcome.done, "skipped": outcome.skipped, "failed": failed}
+    # why a file could not be opened may quote what its header says of a person
+    record.results = {"done": outcome.done, "skipped": outcome.skipped, "failed": outcome.failed}
+    record.results["unreadable"] = sorted(found.failed)
     record.write(out, ["index.parquet", "card.json"])
 
     def table() -> None:

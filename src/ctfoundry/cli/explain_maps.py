@@ -117,12 +117,13 @@ def explain_pca(
         "threshold": None if cut is None else cut.threshold,
         "span": fitted.span.tolist(),
         "scans": {s.id: {"cells": s.cells, "dice with the body": s.dice if s.dice == s.dice else None} for s in shown},
-        "failed": failed,
+        "failed": {id: failed[id] for id in failed if id not in found.failed},
+        "unreadable": sorted(found.failed),  # ids alone: the reason may quote what a header says of a person
     }
     record.write(out, [*written, "pca.html"])
     pictures = [name for name in written if name.endswith(".png")]
     show(
-        {"pictures": pictures, "page": "pca.html", "files": written, **record.results},
+        {"pictures": pictures, "page": "pca.html", "files": written, **record.results, "failed": failed},
         lambda: print("\n".join([*written, "pca.html"])),
     )
     finish(failed, len(kept), found.paths)
@@ -272,7 +273,7 @@ def explain_clusters(
     record.results = {"points": len(points), "results": results, "failed": failed}
     record.write(out, written)
     show(
-        {"files": written, **record.results},
+        {"files": written, **record.results, "failed": failed},
         lambda: print_table(
             ["encoder", "measure", "value [95 %]", "permuted", "p", "minus the first"],
             [

@@ -71,7 +71,8 @@ def segment(
     record.results = {
         "done": outcome.done,
         "skipped": outcome.skipped,
-        "failed": failed,
+        "failed": outcome.failed,
+        "unreadable": sorted(found.failed),  # ids alone: the reason may quote what a header says of a person
         "flagged": outcome.flagged,
         "rows": len(outcome.table),
     }
