@@ -44,8 +44,6 @@ ARMS: Mapping[str, tuple[bool, str]] = {
 INTENSITY, POSITION = "one voxel's HU", "position in the body box"
 LEAST_ML = 1.0
 """A phantom holds a structure of which it shows at least so many millilitres."""
-PRETRAINING_SEED = 1000
-"""Of the phantoms that an encoder is pretrained on where none is given."""
 
 
 @dataclass(frozen=True)
@@ -309,28 +307,12 @@ def _millilitres(scan: LabelledScan) -> dict[str, float]:
 
 
 def _pretrained(out: Path, plan: Plan, device: str, say: Callable[[str], None]) -> Path:
-    """A run of ct-fm-tiny on phantoms of `PRETRAINING_SEED`, made or continued."""
-    from ctfoundry.evaluate.gather import fill_store, gather
-    from ctfoundry.layouts import plain
-    from ctfoundry.layouts.cases import Cohort
-    from ctfoundry.preparation import PREPARATIONS
-    from ctfoundry.pretrain.run import pretrain
+    """The command's own encoder; raises ContractError where it would be trained on the test phantoms."""
+    from ctfoundry.evaluate.pretrained import SEED, pretrained
 
-    if plan.cohort == PRETRAINING_SEED:
+    if plan.cohort == SEED:
         raise ContractError("the test phantoms are those that the encoder is pretrained on", do="take another cohort")
-    count, steps = plan.pretraining
-    folder, run = out / "pretraining", out / "pretrained"
-    if not (run / "run.json").is_file():
-        plain.make_many(folder / "phantoms", Cohort(count, PRETRAINING_SEED), say=say)
-        fill_store(
-            folder / "store",
-            gather(folder / "phantoms", say=say).scans,
-            PREPARATIONS["ct-fm-tiny"].resampling.spacing,
-            say,
-        )
-    changes = [f"train.schedule.steps={steps}", f"train.schedule.warmup={min(60, steps // 4)}"]
-    pretrain("ct-fm-tiny", folder / "store", run, changes=changes, device=device, quiet=True)
-    return run
+    return pretrained(out, *plan.pretraining, device=device, say=say)
 
 
 # ---------------------------------------------------------------------- runs

@@ -20,6 +20,7 @@ import numpy as np
 
 from ctfoundry import files, identity
 from ctfoundry.errors import UsageError
+from ctfoundry.evaluate.pretrained import pretrained
 from ctfoundry.evaluate.triage_heads import brightest_blob, make_site, read_truth
 from ctfoundry.settings import to_data, with_changes
 
@@ -132,7 +133,11 @@ def triage(
     plan = plan or Plan()
     out.mkdir(parents=True, exist_ok=True)
     heads = prepare(out, plan, say)
-    model = init if init is not None else _pretrained(out, plan, device, say)
+    model = (
+        init
+        if init is not None
+        else pretrained(out, *plan.pretraining, heads=max(plan.pretraining[0] // 3, 1), device=device, say=say)
+    )
     encoder = zoo.load_encoder(model, device=device)
     if encoder.card.weights == "random":
         raise UsageError("random weights against random weights say nothing", where="--init")
@@ -220,27 +225,6 @@ def _recipe(plan: Plan, seed: int) -> ClassificationRecipe:
     if not isinstance(recipe, ClassificationRecipe):
         raise UsageError(f"recipe {recipe.name!r} is not for classification", where="--recipe")
     return with_changes(recipe, [*plan.changes, f"train.seed={seed}", "train.checkpoint_every=100000", "test=0"])
-
-
-def _pretrained(out: Path, plan: Plan, device: str, say: Callable[[str], None]) -> Path:
-    """A run of ct-fm-tiny on phantoms of other patients, every third one a head with findings; made or continued."""
-    from ctfoundry.evaluate.gather import fill_store, gather
-    from ctfoundry.layouts import plain
-    from ctfoundry.layouts.cases import Cohort
-    from ctfoundry.preparation import PREPARATIONS
-    from ctfoundry.pretrain.run import pretrain
-
-    (count, steps), folder = plan.pretraining, out / "pretraining"
-    heads = max(count // 3, 1)
-    if not (out / "pretrained" / "run.json").is_file():
-        plain.make_many(folder / "phantoms", Cohort(count - heads, 1000), say=say)
-        plain.make_many(folder / "phantoms", Cohort(heads, 2000, view="head", lesions=True), say=say)
-        spacing = PREPARATIONS["ct-fm-tiny"].resampling.spacing
-        fill_store(folder / "store", gather(folder / "phantoms", say=say).scans, spacing, say)
-    changes = [f"train.schedule.steps={steps}", f"train.schedule.warmup={min(60, steps // 4)}"]
-    return pretrain(
-        "ct-fm-tiny", folder / "store", out / "pretrained", changes=changes, device=device, quiet=True
-    ).run  # fmt: skip
 
 
 class _Work:

@@ -23,6 +23,7 @@ import numpy as np
 from ctfoundry import files, io
 from ctfoundry.errors import UsageError
 from ctfoundry.evaluate import tumours_trivial
+from ctfoundry.evaluate.pretrained import pretrained
 from ctfoundry.infer.passes import Extent
 from ctfoundry.keys import Key
 from ctfoundry.settings import to_data, with_changes
@@ -42,7 +43,6 @@ TRIVIAL = "trivial"
 PAIR = re.compile(r"(?P<name>.+)_CT\.nii\.gz")
 """Scans that lie beside their tumour mask, ``NAME_CT.nii.gz`` and ``NAME_GTV.nii.gz``, as in the IBSI's sarcoma set."""
 TUMOUR = "tumour"
-PRETRAINING_SEED = 1000
 SMALLEST = 10
 """Predicted parts of fewer voxels count as no finding (0.1 ml at 2x2x3 mm)."""
 FOUND_IOU = 0.1
@@ -137,7 +137,7 @@ def tumours(
     plan = plan or Plan()
     known = open_tumours(data)
     parts = folds(known.scans, plan)
-    models = list(map(str, init)) or [str(_pretrained(out, plan, device, say))]
+    models = list(map(str, init)) or [str(pretrained(out, *plan.pretraining, device=device, say=say))]
     for model in models:
         if _card_of(model)["weights"] == "random":
             raise UsageError("random weights against random weights say nothing", where="--init")
@@ -484,22 +484,3 @@ def read_mask(out: Path, method: str, seed: int, scan: str) -> np.ndarray:
     with np.load(_mask_file(out, method, seed, scan)) as kept:
         shape = kept["shape"]
         return np.unpackbits(kept["bits"], count=int(np.prod(shape))).reshape(shape).astype(bool)
-
-
-def _pretrained(out: Path, plan: Plan, device: str, say: Callable[[str], None]) -> Path:
-    """A run of ct-fm-tiny on phantoms, made or continued."""
-    from ctfoundry.evaluate.gather import fill_store, gather
-    from ctfoundry.layouts import plain
-    from ctfoundry.layouts.cases import Cohort
-    from ctfoundry.preparation import PREPARATIONS
-    from ctfoundry.pretrain.run import pretrain
-
-    count, steps = plan.pretraining
-    folder, run = out / "pretraining", out / "pretrained"
-    if not (run / "run.json").is_file():
-        plain.make_many(folder / "phantoms", Cohort(count, PRETRAINING_SEED), say=say)
-        spacing = PREPARATIONS["ct-fm-tiny"].resampling.spacing
-        fill_store(folder / "store", gather(folder / "phantoms", say=say).scans, spacing, say)
-    changes = [f"train.schedule.steps={steps}", f"train.schedule.warmup={min(60, steps // 4)}"]
-    pretrain("ct-fm-tiny", folder / "store", run, changes=changes, device=device, quiet=True)
-    return run
