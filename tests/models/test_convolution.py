@@ -43,6 +43,30 @@ def test_equals_torch(depth: int, stride: int) -> None:
     torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(("channels", "shape"), [(1, (9, 20, 31)), (16, (2, 7, 5)), (64, (4, 9, 6)), (64, (8, 50, 20))])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_one_small_input_goes_to_onednn_and_equals_float64(channels: int, shape: tuple[int, ...], stride: int) -> None:
+    """Values and gradients; torch's own choice for all but the last is `slow_conv3d`."""
+    torch.manual_seed(0)
+    conv = Conv3x3x3(channels, 8, stride, bias=True)
+    x = torch.randn(1, channels, *shape)
+    with torch.profiler.profile() as profile:
+        found = conv(x)
+    names = {event.key for event in profile.key_averages()}
+    assert "aten::mkldnn_convolution" in names
+    assert "aten::slow_conv3d" not in names
+    exact = nn.functional.conv3d(x.double(), conv.weight.double(), conv.bias.double(), stride, 1)  # type: ignore[union-attr]
+    torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4)
+    gradients_here = gradients(conv, x, low=False)
+    for here, there in zip(gradients_here, gradients(conv.double(), x.double(), low=False), strict=True):
+        assert float((here - there).norm() / there.norm()) < 1e-5
+
+
+def test_under_autocast_a_small_input_is_still_bf16() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Conv3x3x3(4, 4)(torch.randn(1, 4, 5, 6, 7)).dtype == torch.bfloat16
+
+
 def test_keeps_channels_last() -> None:
     conv = Conv3x3x3(8, 8).to(memory_format=torch.channels_last_3d)
     x = torch.randn(2, 8, 2, 4, 4).to(memory_format=torch.channels_last_3d)
