@@ -4,40 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import numpy as np
 import pytest
 
 import worlds
-from ctfoundry import cli, io, zoo
+from ctfoundry import io, zoo
 from ctfoundry.retrieval.embed import load_index, read_card
 from ctfoundry.volume import Volume
 
-Command = Callable[..., Any]
 COUNT = 4
-
-
-@pytest.fixture
-def command(capsys, monkeypatch) -> Command:
-    """``ctfoundry ARGUMENTS`` here: its JSON, or with `fails` the exit code and what it says on stderr."""
-    monkeypatch.setenv("CTFOUNDRY_SALT", "test")
-
-    def run(*arguments: object, fails: bool = False) -> Any:
-        monkeypatch.setattr(sys, "argv", ["ctfoundry", *map(str, arguments), "--json", "--quiet"])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capsys.readouterr()
-        if fails:
-            return ended.value.code, said.err
-        assert ended.value.code == 0, said.err
-        return json.loads(said.out)
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_box_several_places_and_maps_from_disk(data, tmp_path):
+def test_a_box_several_places_and_maps_from_disk(data, tmp_path, command):
     model, query = data / "model.safetensors", data / "scans" / "case0" / "ct.nii.gz"
     x, y, z = io.read(query).world([12, 24, 24]).tolist()
     box = f"{x - 8},{y - 8},{z - 8},{x + 8},{y + 8},{z + 8}"
@@ -51,6 +51,9 @@ def test_a_box_several_places_and_maps_from_disk(data, tmp_path):
         "search", "--model", model, "--query", query, "--box", box, "--target", target, "--levels", "stage4"
     )["hits"][0]  # fmt: skip
     np.testing.assert_allclose(ours["similarity"], passed["similarity"], atol=0.02)
+    asked = ("search", "--model", model, "--query", query, "--box", box, "--target", target, "--patch", "8")
+    refused = command(*asked, fails=True)
+    assert (refused[0], "has no patch size to choose" in refused[1]) == (2, True), "another family has none"
     wrong = run("search", "--model", model, "--query", query, "--target", target)
     assert wrong.returncode == 2
     assert "--point or a --box" in wrong.stderr
@@ -72,6 +75,30 @@ def test_calibrate_then_measure_then_search_with_confidence(data, tmp_path):
     assert 0 <= found["hits"][0]["confidence"] <= 1
     assert isinstance(found["hits"][0]["present"], bool)
     assert not result(*asked, "--levels", "stage2")["calibrated"]  # made for another way of looking
+
+
+def test_a_patch_is_that_of_the_index(data, tmp_path, command):
+    query, target = (data / "scans" / name / "ct.nii.gz" for name in ("case0", "case1"))
+    flexict = ("--model", "flexict-tiny", "--weights", "random")
+    command("embed", query.parent, target.parent, *flexict, "--patch", "6x16x16", "--grids", "-o", tmp_path / "index")
+    point = ",".join(f"{v:.1f}" for v in io.read(query).world([12, 24, 24]))
+    asked = ("search", *flexict, "--query", query, "--point", point, "--target", target)
+    of_index = (*asked, "--index", tmp_path / "index")
+    ours = command(*of_index, "--patch", "6x16x16")["hits"][0]
+    passed = command(*asked, "--levels", "block3", "--patch", "6x16x16")["hits"][0]
+    other = command(*asked, "--levels", "block3", "--patch", "12x24x24")["hits"][0]
+    np.testing.assert_allclose(ours["point"], passed["point"], atol=0.5)
+    np.testing.assert_allclose(ours["similarity"], passed["similarity"], atol=0.02)
+    assert other["point"] != passed["point"]
+    for options, code, said in (
+        ((), 1, "with a patch of 6x16x16, not 8"),
+        (("--patch", "16"), 1, "give --patch 6x16x16"),
+        (("--patch", "6x16"), 1, "a patch of 3 axes is one number or 3"),
+        (("--patch", "0"), 2, "is no patch size"),
+        (("--patch", "x"), 2, "is no patch size"),
+    ):
+        refused = command(*of_index, *options, fails=True)
+        assert (refused[0], said in refused[1]) == (code, True), refused
 
 
 def test_a_report_does_not_overwrite_a_calibration(tmp_path):

@@ -14,9 +14,9 @@ import torch
 import worlds
 from ctfoundry import io, zoo
 from ctfoundry.errors import StoreError, UsageError
+from ctfoundry.memory import Memory
 from ctfoundry.retrieval.search import dense_map, find
 from ctfoundry.serve import jobs, opening, picture
-from ctfoundry.serve.memory import Memory
 
 PLANE_AXES = {"axial": 0, "coronal": 1, "sagittal": 2}
 
@@ -240,6 +240,23 @@ def test_an_index_of_another_model_and_a_folder_that_is_none_are_refused(index, 
         opening.engine(index.folder, worlds.tiny(seed=1))
     with pytest.raises(StoreError):
         opening.engine(tmp_path, worlds.tiny())
+
+
+def test_an_index_of_another_patch_is_refused_and_the_same_in_other_words_is_not(tmp_path):
+    from serve.conftest import build
+
+    plain = zoo.load_encoder("flexict-tiny", weights="random", device="cpu", seed=0)
+    thick, same = zoo.with_patch(plain, (4, 16, 16)), zoo.with_patch(plain, 8)
+    (tmp_path / "thick").mkdir()
+    (tmp_path / "plain").mkdir()
+    small = build(tmp_path / "thick", thick, count=1)
+    assert opening.engine(small.folder, thick).encoder.levels[-1].stride == (4, 16, 16)
+    with pytest.raises(UsageError, match="patch of 4x16x16, not 8") as refused:
+        opening.engine(small.folder, plain)
+    assert refused.value.do == "give --patch 4x16x16"
+    opening.engine(build(tmp_path / "plain", plain, count=1).folder, same)
+    with pytest.raises(UsageError, match="other weights"):
+        opening.engine(small.folder, zoo.load_encoder("flexict-tiny", weights="random", device="cpu", seed=1))
 
 
 def test_memory_is_bounded_and_drops_what_was_not_used():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ctfoundry.cli.common import Device, Seed, app, finish, print_table, say, show, verb
-from ctfoundry.cli.search import Model, Scans, Weights, triple
+from ctfoundry.cli.search import Model, Patch, Scans, Weights, patch_size, triple
 
 if TYPE_CHECKING:
     from ctfoundry.retrieval.index import Neighbour
@@ -41,7 +41,7 @@ def embed(
     overlap: Annotated[float, typer.Option(help="share by which windows overlap")] = 0.0,
     slices: Annotated[bool, typer.Option("--slices", help="also each slice alone")] = False,
     grids: Annotated[bool, typer.Option("--grids", help="also the feature map of each scan")] = False,
-    patch: Annotated[str | None, typer.Option(help="patch size of a ViT: one number, or one an axis as DxHxW")] = None,
+    patch: Patch = None,
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="of the forward pass")] = "fp32",
     cohort: Annotated[Path | None, typer.Option(help="cohort file: only its series")] = None,
     workers: Annotated[
@@ -66,7 +66,7 @@ def embed(
     from ctfoundry.retrieval import folders
     from ctfoundry.retrieval.sources import resolve, with_regions
 
-    how = embedding.ModelOf(model, weights, device, seed, _patch(patch))
+    how = embedding.ModelOf(model, weights, device, seed, patch_size(patch))
     encoder = how.load()
     record = Record(["embed", "--model", encoder.card.name], {"seed": seed}, str(encoder.device))
     found = resolve(scans, series=_series(cohort))
@@ -264,12 +264,6 @@ def _executor(name: str, address: str | None, workers: int | None) -> Any:
     from ctfoundry.ingest import Local
 
     return Local(workers)
-
-
-def _patch(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    return triple(text) if "x" in text else triple(f"{text}x{text}x{text}")[:1]
 
 
 def _series(cohort: Path | None) -> set[str] | None:

@@ -12,6 +12,7 @@ from ctfoundry.cli.evaluate import evaluate_app
 
 Model = Annotated[str, typer.Option(help="name of the zoo, run folder or .safetensors")]
 Weights = Annotated[str | None, typer.Option(help="for a name of the zoo: a .safetensors file, or 'random'")]
+Patch = Annotated[str | None, typer.Option(help="patch size of a ViT: one number, or one an axis as DxHxW")]
 Method = Annotated[str, typer.Option(help="dense (one pass a scan) or windows (each window alone)")]
 Window = Annotated[str, typer.Option(help="for windows: DxHxW in prepared voxels")]
 Overlap = Annotated[float, typer.Option(help="for windows: share by which they overlap")]
@@ -43,22 +44,24 @@ def search(
         str | None, typer.Option(help="for dense: DxHxW voxels a pass, for scans too large for one pass")
     ] = None,
     index: Annotated[Path | None, typer.Option(help="folder of embed --grids: its maps in place of passes")] = None,
+    patch: Patch = None,
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
     """The same place in other scans: best places, similarity, confidence, and a heat map for each target."""
-    from ctfoundry import io, zoo
+    from ctfoundry import io
     from ctfoundry.errors import CTFoundryError, UsageError
     from ctfoundry.infer.passes import Extent
     from ctfoundry.record import Record
     from ctfoundry.retrieval import search_confidence
+    from ctfoundry.retrieval.embed import ModelOf
     from ctfoundry.retrieval.search import Seen, how_to_look
     from ctfoundry.retrieval.search_maps import grid_looking, grid_scene
     from ctfoundry.retrieval.sources import resolve
 
     if (point is None) is (box is None):
         raise UsageError("a search starts from a --point or a --box")
-    encoder = zoo.load_encoder(model, weights=weights, device=device, seed=seed)
+    encoder = ModelOf(model, weights, device, seed, patch_size(patch)).load()
     started = ["--point", point] if box is None else ["--box", box]
     record = Record(
         ["search", "--model", encoder.card.name, *(str(v) for v in started), "--method", method],
@@ -162,17 +165,18 @@ def evaluate_search(
     levels: Levels = None,
     shifts: Shifts = "1x1x1",
     plain: Plain = False,
+    patch: Patch = None,
     device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
     """How far a search's answers lie from the truth, beside random weights, HU, position and the best possible cell."""
-    from ctfoundry import zoo
     from ctfoundry.adapt.probe import random_twin
     from ctfoundry.errors import UsageError
     from ctfoundry.evaluate import search as measured
     from ctfoundry.evaluate.search_report import report, tables
     from ctfoundry.record import Record
     from ctfoundry.retrieval import search_confidence
+    from ctfoundry.retrieval.embed import ModelOf
     from ctfoundry.retrieval.search import how_to_look
 
     if protocol not in ("", "ct-fm"):
@@ -186,7 +190,7 @@ def evaluate_search(
         )
     if out is not None and place is not None and (out / "search.json").resolve() == place.resolve():
         raise UsageError("the calibration stands there as search.json", where=out, do="give another folder as --out")
-    encoder = zoo.load_encoder(model, weights=weights, device=device, seed=seed)
+    encoder = ModelOf(model, weights, device, seed, patch_size(patch)).load()
     random = random_twin(encoder, seed) if encoder.card.weights == "trained" else None
     record = Record(
         ["evaluate", "search", encoder.card.name, *([protocol] if protocol else [])],
@@ -238,6 +242,16 @@ def triple(text: str) -> tuple[int, int, int]:
     if len(parts) != 3 or not all(p.isdigit() and int(p) > 0 for p in parts):
         raise UsageError(f"{text!r} is not of the form DxHxW with whole numbers")
     return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+def patch_size(text: str | None) -> tuple[int, ...] | None:
+    """What ``--patch`` says: one number, or one an axis. Whether the model has a patch to choose, `ModelOf.load` finds out."""
+    from ctfoundry.errors import UsageError
+
+    parts = [] if text is None else text.split("x")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"{text!r} is no patch size", where="--patch", do="give one number, or one an axis as DxHxW")
+    return tuple(map(int, parts)) or None
 
 
 def _numbers(text: str, count: int) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ctfoundry.cli.common import Device, Seed, say, show, state, verb
-from ctfoundry.cli.search import Model, Weights
+from ctfoundry.cli.search import Model, Patch, Weights, patch_size
 
 
 @verb()
@@ -30,6 +30,7 @@ def serve(
         list[str] | None, typer.Option(help="a host name by which browsers reach it, with --host; repeatable")
     ] = None,
     levels: Annotated[str | None, typer.Option(help="levels to search in, finest first, such as stage3,stage4")] = None,
+    patch: Patch = None,
     memory: Annotated[int, typer.Option(help="MiB for scans and maps that are kept", min=64)] = 4096,
     upload_mib: Annotated[int, typer.Option(help="most MiB of a file sent from the page", min=1)] = 1024,
     device: Device = "auto",
@@ -48,7 +49,7 @@ def serve(
         raise UsageError(
             "the app needs fastapi and uvicorn, which are not installed", do="pip install 'ctfoundry[serve]'"
         ) from error
-    from ctfoundry import zoo
+    from ctfoundry.retrieval.embed import ModelOf
     from ctfoundry.retrieval.search_confidence import place_of
     from ctfoundry.serve import guard, opening
     from ctfoundry.serve.uploads import Limits
@@ -58,7 +59,7 @@ def serve(
             f"a token has at least {guard.TOKEN_LENGTH} characters", do="leave --token out, and one is drawn"
         )
     token = token or secrets.token_urlsafe(24)
-    encoder = zoo.load_encoder(model, weights=weights, device=device, seed=seed)
+    encoder = ModelOf(model, weights, device, seed, patch_size(patch)).load()
     wanted = tuple(levels.split(",")) if levels else None
     engine = opening.engine(
         index, encoder, scans or [], levels=wanted, calibration=place_of(model), memory=memory << 20, say=say

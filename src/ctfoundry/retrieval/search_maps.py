@@ -22,7 +22,7 @@ from ctfoundry.errors import StoreError, UsageError
 from ctfoundry.geometry import Grid, Vec3
 from ctfoundry.infer.passes import Extent, Precision
 from ctfoundry.preparation import Prepared
-from ctfoundry.retrieval.embed import read_card, same_model
+from ctfoundry.retrieval.embed import how_they_differ, read_card, same_model
 from ctfoundry.settings import to_data
 from ctfoundry.volume import Volume
 
@@ -129,8 +129,10 @@ def dense_map(
 
 def grid_looking(folder: Path, encoder: Encoder, *, whiten: bool = True) -> Looking:
     """How the maps of an embeddings folder look: one pass, the card's level. Raises StoreError for those of another model."""
-    if not same_model(read_card(folder)["model"], to_data(encoder.card)):
-        raise StoreError(f"was made by another model than {encoder.card.name!r} or with other weights", where=folder)
+    there, given = read_card(folder)["model"], to_data(encoder.card)
+    if not same_model(there, given):
+        what, do = how_they_differ(there, given)
+        raise StoreError(what, where=folder, do=do)
     return Looking((encoder.card.level,), whiten=whiten)
 
 

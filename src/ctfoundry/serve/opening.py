@@ -11,12 +11,12 @@ from typing import Any
 
 from ctfoundry.encoder import Encoder
 from ctfoundry.errors import UsageError
-from ctfoundry.retrieval.embed import load_index, read_card, same_model
+from ctfoundry.memory import Memory
+from ctfoundry.retrieval.embed import how_they_differ, load_index, read_card, same_model
 from ctfoundry.retrieval.search import how_to_look
 from ctfoundry.retrieval.search_confidence import load as load_calibration
 from ctfoundry.retrieval.sources import resolve
 from ctfoundry.serve.library import Library, private_paths
-from ctfoundry.serve.memory import Memory
 from ctfoundry.serve.uploads import STANDARD, Limits
 from ctfoundry.serve.work import Engine
 from ctfoundry.settings import to_data
@@ -48,11 +48,8 @@ def engine(
     """
     card = read_card(folder)
     if not same_model(card["model"], to_data(encoder.card)):
-        raise UsageError(
-            f"the index was made by {card['model']['name']!r} with other weights or settings, not by {encoder.card.name!r}",
-            where=folder,
-            do="give --model the one that made it",
-        )
+        what, do = how_they_differ(card["model"], to_data(encoder.card))
+        raise UsageError(what, where=folder, do=do)
     looking = how_to_look(encoder, method="dense", levels=levels)
     for name in looking.levels:
         encoder.level(name)
