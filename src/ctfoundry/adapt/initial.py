@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -209,11 +210,9 @@ def check_features(network: nn.Module, other: nn.Module, where: str) -> None:
     x = golden_input((1, int(getattr(theirs, "in_channels", 1)), 1 if flat else d, h, w))
     found = []
     for module in (ours.encoder, theirs):
-        modes = [(part, part.training) for part in module.modules()]
-        place = next(module.parameters()).device
-        found.append(module.eval().features(x.to(place), names)[0])
-        for part, training in modes:
-            part.training = training
+        # copies of one memory layout: with another one, torch may take another kernel, which rounds differently
+        alike = copy.deepcopy(module).eval().to(memory_format=torch.contiguous_format)
+        found.append(alike.features(x.to(next(alike.parameters()).device), names)[0])
     for name in names:
         if not torch.equal(found[0][name].cpu(), found[1][name].cpu()):
             raise WeightsError(
