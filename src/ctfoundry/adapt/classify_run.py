@@ -28,8 +28,8 @@ from ctfoundry.adapt.classification import (
 )
 from ctfoundry.adapt.classify_begin import begin, leave_unused, size_for
 from ctfoundry.adapt.inputs import Inputs
+from ctfoundry.adapt.kept import preparation_digest
 from ctfoundry.adapt.predict import write_scores
-from ctfoundry.adapt.prepared import preparation_digest
 from ctfoundry.adapt.recipe import ClassificationRecipe, finetune_recipe
 from ctfoundry.adapt.segmentation import CaseSource, freeze, layer_rates
 from ctfoundry.adapt.tables import TargetSet, open_targets

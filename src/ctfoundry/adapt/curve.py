@@ -14,7 +14,8 @@ from typing import Any
 
 from ctfoundry import files, parallel
 from ctfoundry.adapt.cases import LabelledScan, chosen_classes, few, open_labelled, split
-from ctfoundry.adapt.prepared import Cases, preparation_digest
+from ctfoundry.adapt.kept import preparation_digest
+from ctfoundry.adapt.prepared import Cases
 from ctfoundry.adapt.probe import DEFAULTS, ProbeResult, ProbeSettings, probe_segmentation
 from ctfoundry.encoder import Encoder
 from ctfoundry.errors import UsageError

@@ -10,7 +10,6 @@ import copy
 import json
 import sys
 import time
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,13 +33,15 @@ from ctfoundry.adapt.cases import (
 )
 from ctfoundry.adapt.finetune_report import keep_report
 from ctfoundry.adapt.finetune_result import card_of, looked, measures_of, patients_of
+from ctfoundry.adapt.kept import preparation_digest
 from ctfoundry.adapt.labelling import survey, system_classes
-from ctfoundry.adapt.prepared import Cases, preparation_digest
+from ctfoundry.adapt.prepared import Cases
 from ctfoundry.adapt.recipe import SegmentationRecipe, finetune_recipe
 from ctfoundry.adapt.scores import read_classes, score
 from ctfoundry.adapt.segmentation import CaseSource, SegmentationTask, freeze, layer_rates
 from ctfoundry.encoder import Card, Encoder
 from ctfoundry.errors import CTFoundryError, SettingsError, UsageError
+from ctfoundry.memory import Memory
 from ctfoundry.record import Record
 from ctfoundry.segmenter import Pass, Segmenter, side_of
 from ctfoundry.settings import to_data, with_changes
@@ -221,7 +222,7 @@ class _Run:
         self.kinds = tuple(kinds)
         self.folder, self.recipe, self.begun, self.parts, self.classes = folder, recipe, begun, parts, classes
         self.place, self.quiet, self.notes = place, quiet, list(warnings)
-        self.held: OrderedDict[str, tuple[Volume, Volume]] = OrderedDict()
+        self.held = Memory(HELD_BYTES)
         self.rows = {int(row["step"]): row for row in read_lines(folder / VALIDATION) if {"step", "dice"} <= row.keys()}
 
     # ------------------------------------------------------------------ the run
@@ -406,12 +407,12 @@ class _Run:
         return max((self.rows[step] for step in sorted(self.rows)), key=lambda row: float(row["dice"]), default=None)
 
     def _read(self, scan: LabelledScan) -> tuple[Volume, Volume]:
-        if scan.id not in self.held:
-            self.held[scan.id] = read_classes(scan, self.classes)
-        self.held.move_to_end(scan.id)
-        while len(self.held) > 1 and sum(v.voxels.nbytes for pair in self.held.values() for v in pair) > HELD_BYTES:
-            self.held.popitem(last=False)
-        return self.held[scan.id]
+        def read() -> tuple[tuple[Volume, Volume], int]:
+            both = read_classes(scan, self.classes)
+            return both, sum(volume.voxels.nbytes for volume in both)
+
+        pair: tuple[Volume, Volume] = self.held.once(scan.id, read)
+        return pair
 
     def _test(self) -> Mapping[str, Any] | None:
         """The measures of the best step on the test scans; made once, at the end.

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from ctfoundry.adapt.cases import IGNORE
-from ctfoundry.adapt.prepared import PreparedCase, preparation_digest
+from ctfoundry.adapt.kept import preparation_digest
+from ctfoundry.adapt.prepared import PreparedCase
 from ctfoundry.adapt.scores import Scores, class_counts
 from ctfoundry.adapt.segmentation import CaseSource, CropDraws, anchors, cut, dice_cross_entropy, draw_crop
 from ctfoundry.encoder import WHOLE_CAP_BYTES, Encoder

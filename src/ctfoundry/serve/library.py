@@ -15,8 +15,8 @@ from pathlib import Path
 from ctfoundry import identity, io
 from ctfoundry.errors import CTFoundryError, ReadError
 from ctfoundry.io.places import place_of
+from ctfoundry.memory import Memory
 from ctfoundry.retrieval.sources import Source, resolve
-from ctfoundry.serve.memory import Memory
 from ctfoundry.serve.picture import Shown, shown, thumbnail
 
 

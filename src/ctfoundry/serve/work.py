@@ -16,13 +16,13 @@ import torch
 from ctfoundry.encoder import Encoder, FeatureMap
 from ctfoundry.errors import CTFoundryError, UsageError
 from ctfoundry.explain import pca
+from ctfoundry.memory import Memory
 from ctfoundry.retrieval.index import Index
 from ctfoundry.retrieval.search import Query, Seen
 from ctfoundry.retrieval.search_confidence import Calibration
 from ctfoundry.retrieval.search_maps import Looking, Scene, grid_scene, scene
 from ctfoundry.serve.jobs import Event, Job
 from ctfoundry.serve.library import Library
-from ctfoundry.serve.memory import Memory
 from ctfoundry.serve.picture import Shown, overlay
 
 if TYPE_CHECKING:

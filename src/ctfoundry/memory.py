@@ -52,11 +52,13 @@ class Memory:
         """The value, made by `make` (value, bytes) where it is missing; callers that come meanwhile wait for that one."""
         with self._lock:
             making = self._making.setdefault(key, threading.Lock())
-        with making:
-            found = self.get(key)
-            if found is None:
-                found, size = make()
-                self.put(key, found, size)
-        with self._lock:
-            self._making.pop(key, None)
+        try:
+            with making:
+                found = self.get(key)
+                if found is None:
+                    found, size = make()
+                    self.put(key, found, size)
+        finally:
+            with self._lock:
+                self._making.pop(key, None)
         return found
