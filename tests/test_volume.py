@@ -43,7 +43,8 @@ def affines(max_degrees=180.0):
         build,
         st.sampled_from(CODES),
         st.tuples(*[st.floats(0.4, 5)] * 3),
-        st.tuples(*[st.floats(-max_degrees, max_degrees)] * 3),
+        # whole micro-degrees: ITK's SVD of a direction matrix fails on subnormal numbers
+        st.tuples(*[st.floats(-max_degrees, max_degrees).map(lambda angle: round(angle, 6))] * 3),
         st.tuples(*[st.floats(-300, 300)] * 3),
     )
 

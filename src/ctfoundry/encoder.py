@@ -150,7 +150,8 @@ class FeatureMap:
     def cells(self) -> tuple[Float[Tensor, "n c"], geometry.Points]:
         """The valid cells as rows, and the world millimetres of their centres (n, 3)."""
         index = self.valid.nonzero().cpu().numpy()
-        return self.data[:, self.valid].T, self.world(index)
+        rows = self.data.flatten(1) if len(index) == self.valid.numel() else self.data[:, self.valid]
+        return rows.T, self.world(index)
 
     def __repr__(self) -> str:
         return f"FeatureMap({self.level}, {self.data.shape[0]} channels, {repr(self.grid)[5:-1]})"

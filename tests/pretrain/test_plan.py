@@ -54,7 +54,7 @@ def test_operations_of_a_part_stand_for_the_whole() -> None:
 
 def test_a_plan_for_this_device_is_near_what_training_takes(store: Path, tmp_path: Path) -> None:
     changes = (*SMALL, "model.filters=8", "crop=[16,32,32]", "train.batch=2", "train.log_every=20")
-    made = plan("ct-fm-tiny", store=store, seconds=2.0, changes=changes, device="cpu")
+    made = plan("ct-fm-tiny", store=store, seconds=8.0, changes=changes, device="cpu")
     assert (made.measured["scans"], made.notes) == (2, ())  # the whole step fitted
     began = time.monotonic()
     done = pretrain("ct-fm-tiny", store, tmp_path / "run", steps=20, changes=changes, device="cpu", quiet=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ctfoundry import geometry
+from ctfoundry import geometry, resampling
 from ctfoundry.encoder import Encoder, FeatureMap
 from ctfoundry.errors import StoreError, UsageError
 from ctfoundry.geometry import Grid, Vec3
@@ -168,10 +168,16 @@ def _one_pass(encoder: Encoder, volume: Volume | Prepared, looking: Looking) -> 
     levels = looking.levels
     maps = encoder(volume, levels=levels, vectors=(), precision=looking.precision, extent=looking.extent).maps
     finest = maps[levels[0]]
-    shape = finest.data.shape[1:]
-    centres = finest.world(np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1).reshape(-1, 3))
-    parts = [finest.data, *(maps[name].sample(centres).T.reshape(-1, *shape) for name in levels[1:])]
+    parts = [finest.data, *(_between_cells(maps[name], finest) for name in levels[1:])]
     return replace(finest, data=torch.cat(parts), level="+".join(levels))
+
+
+def _between_cells(coarse: FeatureMap, fine: FeatureMap) -> Float[Tensor, "c d h w"]:
+    """`coarse`, linear at the cells of `fine` (two maps of one pass: their axes are parallel), its border cell beyond."""
+    first, second = (coarse.cell(fine.world((k, k, k))) for k in (0, 1))
+    sizes = zip(coarse.data.shape[1:], fine.data.shape[1:], first, second - first, strict=True)
+    d, h, w = (resampling.taps(n, count, float(start), float(step)) for n, count, start, step in sizes)
+    return resampling.resample(coarse.data, (d, h, w))
 
 
 def _shifted(encoder: Encoder, volume: Volume | Prepared, looking: Looking) -> FeatureMap:

@@ -121,6 +121,7 @@ export class Viewer {
 
   /** Value and place under the pointer, or at the crosshair. */
   read(plane = this.active, voxel = this.view.point) {
+    if (!this.scan) return;  // a slice came in after its scan was closed
     const inside = voxel.every((v, axis) => v >= -0.5 && v <= this.scan.shape[axis] - 0.5);
     const value = inside ? this.scan.value(plane, this.scan.inside(voxel)) : null;
     const place = this.scan.world(voxel).map((v) => v.toFixed(1)).join(", ");
