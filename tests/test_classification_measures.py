@@ -36,6 +36,24 @@ def test_ranking_measures_are_scikit_learns(digits):
             np.testing.assert_allclose(a, b, atol=1e-12)
 
 
+def test_many_draws_at_once_are_scikit_learns_one_by_one():
+    scores, positive, _ = drawn(digits=1)
+    weights = Key.of("draws").integers(0, 4, (20, len(scores))).astype(float)
+    for ours, other in (
+        (metrics.aurocs, theirs.roc_auc_score),
+        (metrics.average_precisions, theirs.average_precision_score),
+    ):
+        found = [other(positive, scores, sample_weight=weight) for weight in weights]
+        assert ours(scores, positive, weights) == pytest.approx(found, abs=1e-12)
+    called = weights @ metrics.confusion(scores, positive, 0.5)
+    found = [theirs.f1_score(positive, scores >= 0.5, sample_weight=weight) for weight in weights]
+    assert metrics.many_rates(called)["f1"] == pytest.approx(found, abs=1e-12)
+    nobody = np.zeros((1, len(scores)))
+    assert np.isnan(
+        [metrics.aurocs(scores, positive, nobody), metrics.average_precisions(scores, positive, nobody)]
+    ).all()
+
+
 def test_rates_and_probabilities_are_scikit_learns():
     p, positive, weight = drawn(digits=3)
     for w in (None, weight):

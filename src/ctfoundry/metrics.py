@@ -78,29 +78,41 @@ def auroc(
     >>> auroc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, True, False, True]))
     0.875
     """
-    own, other = _by_score(scores, positive, weight)
-    if not own.sum() or not other.sum():
-        return float("nan")
-    below = np.cumsum(other) - other
-    return float((own * (below + 0.5 * other)).sum() / (own.sum() * other.sum()))
+    return float(aurocs(scores, positive, _row(weight, len(scores)))[0])
+
+
+def aurocs(
+    scores: Float64[np.ndarray, "n"], positive: Bool[np.ndarray, "n"], weights: Float64[np.ndarray, "r n"]
+) -> Float64[np.ndarray, "r"]:
+    """`auroc` for many rows of weights at once."""
+    own, other = _by_score(scores, positive, weights)
+    below = np.cumsum(other, 1) - other
+    with np.errstate(invalid="ignore"):
+        return np.asarray((own * (below + 0.5 * other)).sum(1) / (own.sum(1) * other.sum(1)))
 
 
 def average_precision(
     scores: Float64[np.ndarray, "n"], positive: Bool[np.ndarray, "n"], weight: Float64[np.ndarray, "n"] | None = None
 ) -> float:
     """Sum over thresholds of (gain in recall) x precision, without interpolation; NaN without positives."""
-    own, other = (side[::-1] for side in _by_score(scores, positive, weight))
-    if not own.sum():
-        return float("nan")
-    hit, taken = np.cumsum(own), np.cumsum(own + other)
-    return float((own / own.sum() * hit / np.maximum(taken, 1e-300)).sum())
+    return float(average_precisions(scores, positive, _row(weight, len(scores)))[0])
+
+
+def average_precisions(
+    scores: Float64[np.ndarray, "n"], positive: Bool[np.ndarray, "n"], weights: Float64[np.ndarray, "r n"]
+) -> Float64[np.ndarray, "r"]:
+    """`average_precision` for many rows of weights at once."""
+    own, other = (side[:, ::-1] for side in _by_score(scores, positive, weights))
+    hit, taken = np.cumsum(own, 1), np.cumsum(own + other, 1)
+    with np.errstate(invalid="ignore"):
+        return np.asarray((own / own.sum(1, keepdims=True) * hit / np.maximum(taken, 1e-300)).sum(1))
 
 
 def roc(
     scores: Float64[np.ndarray, "n"], positive: Bool[np.ndarray, "n"], weight: Float64[np.ndarray, "n"] | None = None
 ) -> tuple[Float64[np.ndarray, "t"], Float64[np.ndarray, "t"], Float64[np.ndarray, "t"]]:
     """(false positive rate, true positive rate, threshold) from no positive call to all; a scan is called positive from its threshold on."""
-    own, other = (side[::-1] for side in _by_score(scores, positive, weight))
+    own, other = (side[0, ::-1] for side in _by_score(scores, positive, _row(weight, len(scores))))
     thresholds = np.unique(scores)[::-1]
     rates = [np.concatenate([[0.0], np.cumsum(side) / max(side.sum(), 1e-300)]) for side in (other, own)]
     return rates[0], rates[1], np.concatenate([[np.inf], thresholds])
@@ -145,20 +157,22 @@ def confusion(
 
 def rates(counts: Float64[np.ndarray, "4"]) -> dict[str, float]:
     """The measures of `at_threshold` from the numbers of true positives, false positives, false negatives and true negatives."""
-    tp, fp, fn, tn = (float(n) for n in counts)
+    return {name: float(values[0]) for name, values in many_rates(np.asarray(counts, dtype=np.float64)[None]).items()}
 
-    def share(part: float, whole: float) -> float:
-        return part / whole if whole else float("nan")
 
-    sensitivity, specificity = share(tp, tp + fn), share(tn, tn + fp)
-    return {
-        "sensitivity": sensitivity,
-        "specificity": specificity,
-        "precision": share(tp, tp + fp),
-        "f1": share(2 * tp, 2 * tp + fp + fn),
-        "accuracy": share(tp + tn, tp + fp + fn + tn),
-        "balanced_accuracy": (sensitivity + specificity) / 2,
-    }
+def many_rates(counts: Float64[np.ndarray, "r 4"]) -> dict[str, Float64[np.ndarray, "r"]]:
+    """`rates` of many rows of counts at once."""
+    tp, fp, fn, tn = counts.T
+    with np.errstate(invalid="ignore"):
+        sensitivity, specificity = tp / (tp + fn), tn / (tn + fp)
+        return {
+            "sensitivity": sensitivity,
+            "specificity": specificity,
+            "precision": tp / (tp + fp),
+            "f1": 2 * tp / (2 * tp + fp + fn),
+            "accuracy": (tp + tn) / (tp + fp + fn + tn),
+            "balanced_accuracy": (sensitivity + specificity) / 2,
+        }
 
 
 def brier(
@@ -229,11 +243,17 @@ def multiclass_rates(
     }
 
 
+def _row(weight: Float64[np.ndarray, "n"] | None, count: int) -> Float64[np.ndarray, "1 n"]:
+    return np.ones((1, count)) if weight is None else np.asarray(weight, dtype=np.float64)[None]
+
+
 def _by_score(
-    scores: Float64[np.ndarray, "n"], positive: Bool[np.ndarray, "n"], weight: Float64[np.ndarray, "n"] | None
-) -> tuple[Float64[np.ndarray, "t"], Float64[np.ndarray, "t"]]:
+    scores: Float64[np.ndarray, "n"], positive: Bool[np.ndarray, "n"], weights: Float64[np.ndarray, "r n"]
+) -> tuple[Float64[np.ndarray, "r t"], Float64[np.ndarray, "r t"]]:
     """How many positives and negatives have each distinct score, lowest first."""
-    w = np.ones(len(scores)) if weight is None else weight
-    distinct, place = np.unique(scores, return_inverse=True)
-    own = np.bincount(place, w * positive, len(distinct))
-    return own, np.bincount(place, w * ~positive, len(distinct))
+    order = np.argsort(scores, kind="stable")
+    new = np.ones(len(scores), dtype=bool)
+    new[1:] = scores[order][1:] != scores[order][:-1]
+    first = np.flatnonzero(new)
+    own, other = ((weights * side)[:, order] for side in (positive, ~positive))
+    return np.add.reduceat(own, first, axis=1), np.add.reduceat(other, first, axis=1)

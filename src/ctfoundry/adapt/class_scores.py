@@ -72,8 +72,8 @@ class ScanScores:
         p, better = self.probabilities[:, index], self.calibrated[:, index]
         positive = self.truth[:, index] > 0
         found = {
-            "auroc": self._interval(lambda w: metrics.auroc(p, positive, w), positive),
-            "average_precision": self._interval(lambda w: metrics.average_precision(p, positive, w), positive),
+            "auroc": self._interval(lambda w: metrics.aurocs(p, positive, w), positive),
+            "average_precision": self._interval(lambda w: metrics.average_precisions(p, positive, w), positive),
         }
         if self.rule.kind != "multiclass":
             for name in ("sensitivity", "specificity", "precision", "f1", "accuracy", "balanced_accuracy"):
@@ -93,14 +93,15 @@ class ScanScores:
         p, truth = self.probabilities, self.truth
         rarest = truth[:, int(truth.sum(0).argmin())] > 0
 
-        def area(w: np.ndarray) -> float:
-            return float(np.mean([metrics.auroc(p[:, i], truth[:, i] > 0, w) for i in range(len(self.classes))]))
+        def area(w: np.ndarray) -> np.ndarray:
+            each = [metrics.aurocs(p[:, i], truth[:, i] > 0, w) for i in range(len(self.classes))]
+            return np.asarray(np.mean(each, axis=0))
 
         found = {"macro_auroc": self._interval(area, rarest)}
         if self.rule.kind == "multiclass":
             own = truth.argmax(1)
             for name in ("accuracy", "balanced_accuracy", "f1"):
-                rate = partial(_class_rate, name, p, own)
+                rate = partial(_class_rates, name, p, own)
                 found[name] = self._interval(rate, rarest)
             for name, q in (("log_loss", p), ("log_loss_calibrated", self.calibrated)):
                 found[name] = self._mean(-np.log(np.clip(q[np.arange(len(own)), own], 1e-15, 1.0)), rarest)
@@ -117,7 +118,7 @@ class ScanScores:
         if len(self.classes) > 1:
             return self.overall()["macro_auroc"]
         p, positive = self.probabilities[:, 0], self.truth[:, 0] > 0
-        return self._interval(lambda w: metrics.auroc(p, positive, w), positive)
+        return self._interval(lambda w: metrics.aurocs(p, positive, w), positive)
 
     def roc_band(self, index: int = 0, points: int = 101) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """False positive rates, the true positive rate at each, and its 95 % band over patients (NaN for few patients)."""
@@ -153,26 +154,26 @@ class ScanScores:
         rare = min(int(there.sum()), int((~there).sum())) < FEW
         return rows, there.astype(int).tolist() if rare else None
 
-    def _interval(self, statistic: Callable[[np.ndarray], float], positive: np.ndarray) -> Interval:
-        """Of a statistic of how often each scan counts."""
+    def _interval(self, statistic: Callable[[np.ndarray], np.ndarray], positive: np.ndarray) -> Interval:
+        """Of a statistic of how often each scan counts, of all repeats together."""
         rows, strata = self._rows(positive)
         return self._drawn(rows, statistic, strata)
 
     def _rate(self, name: str, p: np.ndarray, positive: np.ndarray, threshold: float) -> Interval:
         rows, strata = self._rows(positive)
         counts = rows @ metrics.confusion(p, positive, threshold)
-        return self._drawn(counts, lambda total: metrics.rates(total)[name], strata)
+        return self._drawn(counts, lambda total: metrics.many_rates(total)[name], strata)
 
     def _mean(self, values: np.ndarray, positive: np.ndarray) -> Interval:
         rows, strata = self._rows(positive)
         sums = rows @ np.stack([values, np.ones(len(values))], 1)
-        return self._drawn(sums, lambda total: float(total[0] / total[1]), strata)
+        return self._drawn(sums, lambda total: total[:, 0] / total[:, 1], strata)
 
     def _drawn(
-        self, table: np.ndarray, statistic: Callable[[np.ndarray], float], strata: Sequence[int] | None
+        self, table: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], strata: Sequence[int] | None
     ) -> Interval:
         """Of a statistic of sums over patients, whose rows `table` has."""
-        return stats.resampled(
+        return stats.resampled_at_once(
             len(table), lambda w: statistic(w @ table), len(self.ids), seed=self.seed, repeats=REPEATS, strata=strata
         )
 
@@ -272,5 +273,5 @@ def matched(classifier: Classifier, data: TargetSet) -> list[TargetScan]:
     return [replace(scan, target=tuple(scan.target[i] for i in order)) for scan in data.scans]
 
 
-def _class_rate(name: str, p: np.ndarray, own: np.ndarray, weight: np.ndarray) -> float:
-    return metrics.multiclass_rates(p, own, weight)[name]
+def _class_rates(name: str, p: np.ndarray, own: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return np.array([metrics.multiclass_rates(p, own, weight)[name] for weight in weights])
