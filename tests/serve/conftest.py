@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io as streams
 import json
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 
 import worlds
 from ctfoundry import identity, io
+from ctfoundry.io.dicom_write import write_series
 from ctfoundry.retrieval.embed import embed
 from ctfoundry.retrieval.sources import resolve
 from ctfoundry.serve import opening
@@ -23,6 +26,7 @@ from ctfoundry.serve.guard import LOOPBACK
 from ctfoundry.serve.reader import Reader
 from ctfoundry.serve.uploads import STANDARD, Limits
 from ctfoundry.serve.work import Engine
+from ctfoundry.volume import Volume
 
 TOKEN = "a-token-for-tests-only"
 COUNT = 4
@@ -65,6 +69,38 @@ class Served:
         with self.client() as client, client.stream("GET", f"/api/jobs/{job}/events") as answer:
             assert answer.headers["content-type"].startswith("text/event-stream")
             return [json.loads(line[6:]) for line in answer.iter_lines() if line.startswith("data: ")]
+
+
+SERIES = (
+    # slices, code of the voxel axes, spacing, kernel, kV
+    (6, "SPL", (3.0, 0.8, 0.8), "B30f", 120),
+    (9, "SPL", (2.0, 0.8, 0.8), "Doe^Jane", 120),
+    (4, "PSL", (5.0, 1.0, 1.0), "STANDARD", 100),
+)
+
+
+def archive(folder: Path) -> tuple[bytes, list[Volume]]:
+    """A zip archive with a DICOM series for each of `SERIES`, full of names, a damaged series and a report; and its volumes."""
+    stream, volumes = streams.BytesIO(), []
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as made:
+        for number, (depth, code, spacing, kernel, kvp) in enumerate(SERIES):
+            volume = worlds.body(number, (depth, 28, 30), spacing, code)
+
+            def change(data: Any, _: int, kernel: str = kernel, kvp: int = kvp) -> None:
+                data.ConvolutionKernel, data.KVP, data.PatientName = kernel, kvp, "Doe^Jane"
+
+            place = folder / f"Doe Jane {number}"
+            written = write_series(
+                place, volume.voxels, volume.affine, series=str(number), description="Doe Jane", change=change
+            )
+            for path in written:
+                made.write(path, f"Doe Jane/{number}/{path.name}")
+            volumes.append(volume)
+        holes = write_series(folder / "holes", volumes[0].voxels, volumes[0].affine, series="77")
+        for path in (*holes[:2], *holes[3:]):
+            made.write(path, f"Doe Jane/77/{path.name}")
+        made.writestr("Doe Jane/report.txt", "Doe Jane")
+    return stream.getvalue(), volumes
 
 
 def build(folder: Path, encoder: Any, count: int = COUNT) -> Index:

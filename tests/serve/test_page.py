@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from urllib.parse import urlsplit
 
 import pytest
@@ -12,7 +13,7 @@ import skips
 import worlds
 from ctfoundry import io
 from serve import chromium
-from serve.conftest import TOKEN
+from serve.conftest import TOKEN, archive
 
 SETTLED = "document.querySelectorAll('#planes .busy').length === 0"
 SEARCHED = "document.querySelector('#state').textContent.startsWith('Searched')"
@@ -157,6 +158,60 @@ def test_wheel_drag_and_keys(page, index):
     page.wait("!document.querySelector('#gallery').hidden")
 
 
+def drop(page, data, name):
+    """Give a file to the page as a person does."""
+    code = json.dumps(base64.b64encode(data).decode())
+    page.run(
+        f"""(() => {{ const held = new DataTransfer();
+        held.items.add(new File([Uint8Array.from(atob({code}), c => c.charCodeAt(0))], '{name}'));
+        const input = document.querySelector('#file'); input.files = held.files; input.dispatchEvent(new Event('change')); }})()"""
+    )
+
+
+def test_an_archive_with_several_scans_asks_which(page, served, index, tmp_path):
+    data, volumes = archive(tmp_path)
+    enter(page, index.names[0])
+    drop(page, data, "Doe Jane.zip")
+    page.wait("document.querySelector('#offers').open")
+    rows = page.run("[...document.querySelectorAll('.offer')].map(e => e.innerText.replace(/\\s+/g, ' ').trim())")
+    assert rows == [
+        "9 slices axial 0.8 × 0.8 × 2 mm 30 × 28 CT",
+        "6 slices axial 0.8 × 0.8 × 3 mm 30 × 28 CT, kernel B30f",
+        "4 slices coronal 1 × 1 × 5 mm 30 × 28 CT, kernel STANDARD",
+    ]
+    assert "1 is not listed: damaged, or with slices missing. The archive waits 3 minutes" in page.run(
+        "document.querySelector('#offer-note').textContent"
+    )
+    for size, scheme in (((1280, 800), "light"), ((900, 700), "dark"), ((420, 700), "dark")):
+        page.size(*size)
+        page.theme(scheme)
+        page.screenshot(tmp_path / f"offer-{scheme}-{size[0]}.png")
+        wide, room = page.run("(e => [e.scrollWidth, e.clientWidth])(document.querySelector('#offered'))")
+        assert wide <= room, size
+    page.size(1280, 800)
+    before = page.run("document.querySelector('#planes canvas').ariaLabel + location.hash")
+    page.key("ArrowDown")  # chooses another scan, not another slice of what is open behind
+    assert page.run("document.querySelector('.offer :checked').value") == "1"
+    assert page.run("document.querySelector('#planes canvas').ariaLabel + location.hash") == before
+    page.key("Enter")
+    page.wait(f"location.hash.startsWith('#scan=upload-') && {SETTLED}")
+    assert not page.run("document.querySelector('#offers').open")
+    id = page.run("location.hash.slice(6).split('&')[0]")
+    assert tuple(page.run(f"fetch('/api/scans/{id}').then(a => a.json()).then(f => f.shape)")) == volumes[0].shape
+    # nobody chooses: the archive goes, the page stays as it is
+    drop(page, data, "Doe Jane.zip")
+    page.wait("document.querySelector('#offers').open")
+    page.key("Escape")
+    page.wait("!document.querySelector('#offers').open && !document.querySelector('#upload').disabled")
+    assert f"scan={id}" in page.run("location.hash")
+    end = time.monotonic() + 20
+    while [status for status, url in page.answers if "/api/uploads/" in url] != [200, 200]:  # the choice, and this
+        assert time.monotonic() < end, page.answers
+        page.run("0")
+    with served.client() as client:
+        client.delete(f"/api/scans/{id}")
+
+
 def test_colours_a_file_and_an_error(page, index, tmp_path):
     enter(page, index.names[0])
     plain = page.run(f"{SPREAD}(document.querySelector('canvas[data-plane=axial]'))")
@@ -167,12 +222,7 @@ def test_colours_a_file_and_an_error(page, index, tmp_path):
         assert page.run("document.documentElement.scrollWidth <= innerWidth")
     io.write(worlds.body(9, shape=(8, 30, 32)), tmp_path / "new.nii.gz")
     for name, data in (("wrong", b"no scan"), ("new", (tmp_path / "new.nii.gz").read_bytes())):
-        code = json.dumps(base64.b64encode(data).decode())
-        page.run(
-            f"""(() => {{ const held = new DataTransfer();
-            held.items.add(new File([Uint8Array.from(atob({code}), c => c.charCodeAt(0))], '{name}.nii.gz'));
-            const input = document.querySelector('#file'); input.files = held.files; input.dispatchEvent(new Event('change')); }})()"""
-        )
+        drop(page, data, f"{name}.nii.gz")
         if name == "wrong":
             page.wait("document.querySelector('.notice')?.textContent.includes('no NIfTI')")
             page.run("document.querySelector('.notice button').click()")

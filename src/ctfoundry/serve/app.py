@@ -11,6 +11,7 @@
 ``GET  /api/jobs/JOB/events``            server-sent events; ``DELETE /api/jobs/JOB`` cancels
 ``GET  /api/jobs/JOB/heat/ID``           similarity over a target, 8 bit
 ``POST /api/uploads``                    the file as the body; ``DELETE /api/scans/ID`` forgets it
+``POST /api/uploads/ID``                 ``{"choice": K}`` of what an archive with several scans offered; ``DELETE`` removes it
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from ctfoundry.serve import jobs, picture, uploads
 from ctfoundry.serve.guard import LOOPBACK, Guard
 from ctfoundry.serve.jobs import BusyError, Desk, Job
 from ctfoundry.serve.library import FullError, GoneError, UnknownError
+from ctfoundry.serve.offers import Offer
+from ctfoundry.serve.picture import Shown
 from ctfoundry.serve.reader import Reader
 from ctfoundry.serve.uploads import STANDARD, DiskError, Limits, SlowError
 from ctfoundry.serve.work import Engine
@@ -77,6 +80,13 @@ class Ask:
     targets: tuple[str, ...] | None = None
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """What ``POST /api/uploads/ID`` takes: the number of a scan that was offered, from 0."""
+
+    choice: int
+
+
 def page_files() -> dict[str, bytes]:
     """The page's own files by name, read once: no request ever names a file of the disk."""
     folder = resources.files("ctfoundry.serve") / "web"
@@ -107,7 +117,14 @@ def make_app(
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan(engine))
     desk, pool, upload_pool = Desk(report), ThreadPoolExecutor(4, "ctfoundry-read"), ThreadPoolExecutor(1)
     reader = reader or Reader()
-    app.state.closing = (desk.close, reader.close, partial(pool.shutdown, False), partial(upload_pool.shutdown, False))
+    waiting = uploads.Waiting(limits.choose_s)
+    app.state.closing = (
+        waiting.close,
+        desk.close,
+        reader.close,
+        partial(pool.shutdown, False),
+        partial(upload_pool.shutdown, False),
+    )
     _answer_errors(app)
     library = engine.library
 
@@ -216,21 +233,45 @@ def make_app(
 
     arriving: set[object] = set()
 
-    @app.post("/api/uploads")
-    async def upload(request: Request) -> dict[str, Any]:
+    async def read(path: Path, name: str | None = None) -> Shown | Offer:
+        return await asyncio.get_running_loop().run_in_executor(
+            upload_pool, reader.read, path, limits.voxel_bytes, limits.read_s, name
+        )
+
+    def taken(found: Shown | Offer) -> dict[str, Any]:
+        assert isinstance(found, Shown)
+        return library.describe(library.add(found))
+
+    @app.post("/api/uploads", response_model=None)
+    async def upload(request: Request) -> dict[str, Any] | JSONResponse:
         declared = request.headers.get("content-length", "0")
         if not declared.isdecimal() or int(declared) > limits.file_bytes:
             raise uploads.too_large(limits.file_bytes)
         if not library.room():
             raise FullError("there is no room for another upload", do="remove one that is not needed")
-        with uploads.slot(arriving, limits.at_once), uploads.private_folder() as folder:
-            path = Path(folder) / "000000"
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(uploads.slot(arriving, limits.at_once))
+            path = Path(stack.enter_context(uploads.private_folder())) / "000000"
             await uploads.receive(request.stream(), path, limits, apart)
-            found = await asyncio.get_running_loop().run_in_executor(
-                upload_pool, reader.read, path, limits.voxel_bytes, limits.read_s
-            )
-        id = library.add(found)
-        return library.describe(id)
+            found = await read(path)
+            if isinstance(found, Offer):
+                id = waiting.hold(path, found, stack.pop_all().close)
+                offer = {"id": id, "seconds": limits.choose_s, "more": found.more, "broken": found.broken}
+                return JSONResponse({"choose": offer | {"scans": [c.facts() for c in found.choices]}}, 202)
+        return taken(found)
+
+    @app.post("/api/uploads/{id}")
+    async def choose(id: str, request: Request) -> dict[str, Any]:
+        held, choice = waiting.take(id, from_data(Chosen, await _json_body(request), "the request").choice)
+        with contextlib.ExitStack() as stack:
+            stack.callback(held.release)
+            found = await read(held.path, choice.name)
+        return taken(found)
+
+    @app.delete("/api/uploads/{id}")
+    async def drop(id: str) -> dict[str, str]:
+        waiting.drop(id)
+        return {"removed": id}
 
     return Guard(
         app,

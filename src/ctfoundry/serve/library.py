@@ -17,6 +17,7 @@ from ctfoundry.errors import CTFoundryError, ReadError
 from ctfoundry.io.places import place_of
 from ctfoundry.memory import Memory
 from ctfoundry.retrieval.sources import Source, resolve
+from ctfoundry.serve.offers import Offer, offered
 from ctfoundry.serve.picture import Shown, shown, thumbnail
 
 
@@ -190,12 +191,16 @@ def without_paths(error: CTFoundryError, path: str) -> CTFoundryError:
     return type(error)(texts[0], do=texts[1] or None)
 
 
-def read_upload(path: Path, cap: int) -> Shown:
-    """The scan in a file that was sent: NIfTI, NRRD, MetaImage, a DICOM slice, or a zip archive with one series.
+def read_upload(path: Path, cap: int, name: str | None = None) -> Shown | Offer:
+    """The scan in a file that was sent: NIfTI, NRRD, MetaImage, a DICOM slice, or a zip archive.
 
-    Raises what `io.read` raises, without the path of the temporary file.
+    Where an archive holds several it is what there is to choose from; `name` is the choice. Raises what `io.read` raises,
+    without the path of the temporary file.
     """
     try:
-        return shown(io.read(path, cap=cap))
+        found = offered(path, cap) if name is None else name
+        if isinstance(found, Offer):
+            return found
+        return shown(io.read(path if found is None else f"{path}#{found}", cap=cap))
     except CTFoundryError as error:
         raise without_paths(error, str(path)) from None

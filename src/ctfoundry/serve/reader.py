@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import tempfile
 import threading
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from ctfoundry.errors import CTFoundryError, ReadError, TooLargeError
 from ctfoundry.serve.library import read_upload
+from ctfoundry.serve.offers import Offer
 from ctfoundry.serve.picture import Shown
 from ctfoundry.serve.uploads import SlowError
 
@@ -27,12 +29,15 @@ class Reader:
         self._process: SpawnProcess | None = None
         self._pipe: Connection | None = None
 
-    def read(self, path: Path, cap: int, seconds: float) -> Shown:
-        """The scan in a file (`library.read_upload`). Raises what that raises, SlowError, and ReadError where the process died."""
+    def read(self, path: Path, cap: int, seconds: float, name: str | None = None) -> Shown | Offer:
+        """The scan in a file, or those to choose from (`library.read_upload`).
+
+        Raises what that raises, SlowError, and ReadError where the process died. What is unpacked on the way lies beside the file.
+        """
         with self._lock:
             try:
                 pipe = self._started(cap)
-                pipe.send((path, cap))
+                pipe.send((path, cap, name))
                 if not pipe.poll(seconds):
                     self._end()
                     raise SlowError("reading the file took too long", do="give it to `ctfoundry embed` instead")
@@ -42,7 +47,7 @@ class Reader:
                 raise ReadError(
                     "reading the file failed", do="give it to `ctfoundry inspect`, which says more"
                 ) from None
-        if isinstance(found, Shown):
+        if isinstance(found, Shown | Offer):
             return found
         kind, what, do = found
         raise kind(what, do=do)
@@ -82,10 +87,11 @@ def _serve(pipe: Connection, memory: int) -> None:
     limit_memory(memory)
     with contextlib.suppress(EOFError, OSError):
         while True:
-            path, cap = pipe.recv()
-            answer: Shown | tuple[type[CTFoundryError], str, str | None]
+            path, cap, name = pipe.recv()
+            tempfile.tempdir = str(path.parent)  # goes with the upload, also where this process is killed
+            answer: Shown | Offer | tuple[type[CTFoundryError], str, str | None]
             try:
-                answer = read_upload(path, cap)
+                answer = read_upload(path, cap, name)
             except CTFoundryError as error:
                 answer = type(error), error.what, error.do
             except MemoryError:

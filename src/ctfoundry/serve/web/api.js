@@ -63,7 +63,7 @@ export function listen(job, each) {
   });
 }
 
-/** Send a file; `progress(share)` is told how much has gone. XMLHttpRequest, because fetch does not tell. */
+/** Send a file: the new scan, or `{choose}` where it holds several. `progress(share)` is told how much has gone. XMLHttpRequest, because fetch does not tell. */
 export function upload(file, progress) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
@@ -73,7 +73,7 @@ export function upload(file, progress) {
     request.upload.onprogress = (event) => progress(event.lengthComputable ? event.loaded / event.total : 0);
     request.onload = () => {
       const error = request.response?.error;
-      if (request.status === 200) resolve(request.response);
+      if (request.status === 200 || request.status === 202) resolve(request.response);
       else reject(new Failure(error?.what ?? `the server answered with ${request.status}`, error?.do, request.status));
     };
     request.onerror = () => reject(new Failure("the server broke off the transfer", "the file may be larger than it takes"));

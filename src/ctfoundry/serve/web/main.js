@@ -1,6 +1,7 @@
 // The page: which view is open, what the address says of it, keys, theme, files.
 
 import { bytes, get, listen, send, upload } from "/static/api.js";
+import { choose } from "/static/choosing.js";
 import { byId, make, notice, short } from "/static/dom.js";
 import { Finding } from "/static/finding.js";
 import { list } from "/static/gallery.js";
@@ -71,7 +72,7 @@ function showGallery() {
   byId("crumb").textContent = "";
   byId("reading").textContent = "";
   document.title = "ctfoundry";
-  return list(choose);
+  return list(enter);
 }
 
 function home() {
@@ -81,7 +82,7 @@ function home() {
   route();
 }
 
-const choose = (id) => { location.hash = `#scan=${encodeURIComponent(id)}`; };
+const enter = (id) => { location.hash = `#scan=${encodeURIComponent(id)}`; };
 
 async function open(id, { point, window } = {}) {
   const mine = (opening += 1);
@@ -179,10 +180,15 @@ async function take(file) {
   sending = true;
   byId("upload").disabled = true;
   try {
-    const { id } = await upload(file, (share) => working(share < 1 ? `Sending, ${Math.round(share * 100)} %` : "Reading the file…"));
-    choose(id);
+    const reading = () => working("Reading the file…");
+    let scan = await upload(file, (share) => (share < 1 ? working(`Sending, ${Math.round(share * 100)} %`) : reading()));
+    if (scan.choose) {
+      working("");
+      scan = await choose(scan.choose, reading);
+    }
+    if (scan) enter(scan.id);
   } catch (error) {
-    notice(error.what, error.action);
+    notice(error.what ?? String(error), error.action);
   } finally {
     sending = false;
     byId("upload").disabled = false;
@@ -240,7 +246,7 @@ const KEYS = {
   Escape: () => { if (!finding.stop()) home(); },
 };
 addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || byId("keys").open) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   if (event.key === "?") return void byId("keys").showModal();
   if (event.key.toLowerCase() === "t") return void nextTheme();
   const on = document.activeElement, act = KEYS[event.key] ?? KEYS[event.key.toLowerCase()];
