@@ -357,15 +357,25 @@ def test_garbled_files_give_only_our_errors(tmp_path: Path) -> None:
     assert outcomes == {"fine", "error"}
 
 
-def test_sequences_nested_without_end(tmp_path: Path) -> None:
-    """Forty sequences within each other, which a parser that calls itself would follow down."""
-    inner = item(CodeValue="1")
-    for _ in range(40):
-        inner = item(DerivationImageSequence=Items([inner]))
+@pytest.mark.parametrize("marked", [False, True])
+def test_sequences_nested_without_end(marked: bool, tmp_path: Path) -> None:
+    """Forty sequences within each other: passed over where their lengths are known, refused where they must be followed down."""
+
+    def nested() -> Items:
+        inner = item(CodeValue="1")
+        for _ in range(40):
+            inner = item(DerivationImageSequence=Items([inner]))
+            inner["DerivationImageSequence"].is_undefined_length = marked
+            inner.is_undefined_length_sequence_item = marked
+        return Items([inner])
 
     def each(frame: Dataset, k: int) -> None:
-        frame.DerivationImageSequence = Items([inner])
+        frame.DerivationImageSequence = nested()
+        frame["DerivationImageSequence"].is_undefined_length = marked
 
     path = write(tmp_path / "scan", values(), each=each)
-    with pytest.raises(ReadError, match="sequences within sequences"):
-        io.read(path)
+    if marked:
+        with pytest.raises(ReadError, match="more than 32 sequences within each other"):
+            io.read(path)
+    else:
+        np.testing.assert_array_equal(io.read(path).voxels, values())

@@ -19,7 +19,7 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 from ctfoundry.errors import ReadError
 from ctfoundry.geometry import make_affine
-from ctfoundry.io import dicom_header, phi
+from ctfoundry.io import dicom_file, phi
 from ctfoundry.io.dicom_write import write_series
 from ctfoundry.io.phi import tags, texts
 
@@ -28,7 +28,7 @@ AFFINE = make_affine((1.0, 1.0, 1.0))
 
 
 def write(
-    folder: Path, change, *, count: int = 1, syntax: str = dicom_header.EXPLICIT, name="{:04d}.dcm".format
+    folder: Path, change, *, count: int = 1, syntax: str = dicom_file.EXPLICIT, name="{:04d}.dcm".format
 ) -> list[Path]:
     """Slices without any person in them, as `change` alters them."""
 
@@ -69,7 +69,7 @@ def test_the_planted_elements_cover_every_kind_of_text():
 
 
 @pytest.mark.parametrize(
-    "syntax", [dicom_header.EXPLICIT, dicom_header.IMPLICIT, dicom_header.BIG_ENDIAN, dicom_header.DEFLATED]
+    "syntax", [dicom_file.EXPLICIT, dicom_file.IMPLICIT, dicom_file.BIG_ENDIAN, dicom_file.DEFLATED]
 )
 def test_planted_values_are_found_in_every_syntax(tmp_path, syntax):
     def plant(data) -> None:
@@ -413,16 +413,16 @@ def test_damaged_files_are_counted_and_leave_the_others(tmp_path):
 def test_a_deflate_bomb_stops_at_the_limit(tmp_path, monkeypatch):
     import zlib
 
-    monkeypatch.setattr(dicom_header, "HEADER_LIMIT", 1 << 20)
-    (path,) = write(tmp_path, lambda data: None, syntax=dicom_header.DEFLATED)
+    monkeypatch.setattr(dicom_file, "HEADER_LIMIT", 1 << 20)
+    (path,) = write(tmp_path, lambda data: None, syntax=dicom_file.DEFLATED)
     start = path.read_bytes()
-    at_ = dicom_header.meta(start)[1]
+    at_ = dicom_file.meta(start)[1]
     pack = zlib.compressobj(9, zlib.DEFLATED, -15)
     element = struct.pack("<HH2sHI", 0x0008, 0x0008, b"UT", 0, 1 << 30)
     path.write_bytes(start[:at_] + pack.compress(element + bytes(1 << 26)) + pack.flush())
     taken: list[int] = []
-    take = dicom_header.Stream.take
-    monkeypatch.setattr(dicom_header.Stream, "take", lambda self, size: taken.append(size) or take(self, size))
+    take = dicom_file.Stream.take
+    monkeypatch.setattr(dicom_file.Stream, "take", lambda self, size: taken.append(size) or take(self, size))
     phi.survey(tmp_path)
     assert max(taken) <= 1 << 20
 

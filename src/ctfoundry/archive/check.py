@@ -14,7 +14,7 @@ from pathlib import Path
 from ctfoundry.archive.cohort import Cohort
 from ctfoundry.archive.rules import Rules
 from ctfoundry.errors import CTFoundryError, ReadError
-from ctfoundry.io import dicom_header
+from ctfoundry.io import dicom_file, dicom_header
 
 
 @dataclass
@@ -34,8 +34,8 @@ def read_series(folder: Path) -> dict[str, Seen]:
     for path in _files(folder):
         try:
             with open(path, "rb", buffering=0) as file:
-                start = file.read(dicom_header.FIRST_READ)
-            if not dicom_header.is_dicom(start):
+                start = file.read(dicom_file.FIRST_READ)
+            if not dicom_file.is_dicom(start):
                 continue
             header = dicom_header.read_header(path, start)
         except (OSError, ReadError):

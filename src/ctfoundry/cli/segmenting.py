@@ -131,7 +131,7 @@ def _pass(segmenter: Segmenter, *, mirror: bool, precision: str, overlap: float 
 def _item(source: Source) -> Item:
     """A scan with the DICOM series that it comes from, or why there is none."""
     from ctfoundry.adapt.apply import Item
-    from ctfoundry.io.dicom_header import is_dicom
+    from ctfoundry.io.dicom_file import is_dicom
     from ctfoundry.io.discovery import is_listing
     from ctfoundry.io.places import place_of
 

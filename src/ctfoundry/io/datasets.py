@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import struct
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from ctfoundry.errors import CTFoundryError, ReadError
-from ctfoundry.io import dicom_header
-from ctfoundry.io.dicom_header import DEFLATED, FIRST_READ, PIXELS, meta
+from ctfoundry.io import dicom_file
+from ctfoundry.io.dicom_elements import PIXELS, ElementsError, EndError
+from ctfoundry.io.dicom_file import DEFLATED, FIRST_READ, meta
 from ctfoundry.io.stream import Stream
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ def data_set(path: str | os.PathLike[str], *, defer_size: int | None = None) -> 
             start = file.read(FIRST_READ)
         try:
             syntax, at = meta(start)
-        except (ValueError, struct.error):
+        except (EndError, ElementsError):
             syntax, at = "", len(start)
         if syntax != DEFLATED:
             if DEFLATED.encode() in start[:at]:
                 raise ReadError("its meta group is damaged", where=path, do="copy or download the file again")
             return pydicom.dcmread(path, stop_before_pixels=True, force=True, defer_size=defer_size)
         with Stream(path, "deflate", at) as stream:
-            raw = stream.take(dicom_header.HEADER_LIMIT)
+            raw = stream.take(dicom_file.HEADER_LIMIT)
         found: Any = read_dataset(BytesIO(raw), False, True, stop_when=lambda tag, vr, length: tag >= PIXELS)
         if start[128:132] == b"DICM":
             found.file_meta = read_file_meta_info(path)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import queue
-import struct
 import subprocess
 import sys
 from math import prod
@@ -24,7 +23,9 @@ import numpy as np
 
 from ctfoundry.errors import ReadError, TruncatedError
 from ctfoundry.io import decoder_child
-from ctfoundry.io.dicom_header import RAW_SYNTAXES, Header
+from ctfoundry.io.dicom_elements import ITEM, SEQUENCE_END, mark
+from ctfoundry.io.dicom_file import RAW_SYNTAXES
+from ctfoundry.io.dicom_header import Header
 from ctfoundry.io.stream import Stream
 
 RLE = "1.2.840.10008.1.2.5"
@@ -146,10 +147,10 @@ def frames_of(header: Header) -> list[list[Piece]]:
                 raise TruncatedError(
                     "ends within its compressed pixels", where=header.path, do="copy or download the file again"
                 )
-            group, number, length = struct.unpack("<HHI", start)
-            if (group, number) == (0xFFFE, 0xE0DD):
+            tag, length = mark(start, 0, "<")
+            if tag == SEQUENCE_END:
                 break
-            if (group, number) != (0xFFFE, 0xE000) or len(pieces) > MOST_FRAGMENTS:
+            if tag != ITEM or len(pieces) > MOST_FRAGMENTS:
                 raise ReadError("its compressed pixels are no list of fragments", where=header.path)
             pieces.append((at + 8, length))
             at += 8 + length

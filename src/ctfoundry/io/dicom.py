@@ -19,7 +19,8 @@ import numpy as np
 from ctfoundry.errors import NotAScanError, ReadError, TruncatedError
 from ctfoundry.io import decoding, enhanced, kinds, regrid, stack
 from ctfoundry.io.decoding import Decoders
-from ctfoundry.io.dicom_header import BIG_ENDIAN, DEFLATED, RAW_SYNTAXES, Header, read_header
+from ctfoundry.io.dicom_file import BIG_ENDIAN, DEFLATED, RAW_SYNTAXES
+from ctfoundry.io.dicom_header import Header, read_header
 from ctfoundry.io.stream import CAP, Stream, check_cap
 from ctfoundry.volume import AIR, Kind, Volume
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ctfoundry import geometry
 from ctfoundry.io.dicom import CT_CLASS
-from ctfoundry.io.dicom_header import EXPLICIT
+from ctfoundry.io.dicom_file import EXPLICIT
 
 if TYPE_CHECKING:
     from pydicom import Dataset

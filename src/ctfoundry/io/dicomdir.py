@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ctfoundry.errors import CTFoundryError, ReadError
-from ctfoundry.io import dicom, dicom_header, dicom_series
+from ctfoundry.io import dicom, dicom_file, dicom_series
 from ctfoundry.io.dicom_header import Header
 from ctfoundry.io.stream import CAP
 from ctfoundry.volume import Kind, Volume
@@ -29,7 +29,7 @@ _RECORDS = 0x00041220  # Directory Record Sequence
 
 def is_dicomdir(start: bytes) -> bool:
     """Whether `start` begins a DICOMDIR: its meta group says so."""
-    at = start[:1024].find(b"\x02\0\x02\0UI")
+    at = start.find(b"\x02\0\x02\0UI", 0, 1024)
     length = int.from_bytes(start[at + 6 : at + 8], "little")
     return start[128:132] == b"DICM" and at > 0 and start[at + 8 : at + 8 + length].rstrip(b"\0 ") == CLASS
 
@@ -92,12 +92,12 @@ def _referenced(path: Path) -> list[list[str]]:
         raise ReadError(f"is larger than a DICOMDIR of {LIMIT >> 20} MiB", where=path, do="give the folder")
     content = path.read_bytes()
     try:
-        syntax, at = dicom_header.meta(content)
-        if syntax == dicom_header.DEFLATED:  # which pydicom would inflate without a limit
+        syntax, at = dicom_file.meta(content)
+        if syntax == dicom_file.DEFLATED:  # which pydicom would inflate without a limit
             raise ReadError("is a deflated DICOMDIR, which the standard forbids", where=path, do="give the folder")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            implicit = syntax == dicom_header.IMPLICIT
+            implicit = syntax == dicom_file.IMPLICIT
             data: Any = read_dataset(BytesIO(content[at:]), implicit, True, specific_tags=[_RECORDS])
             records = list(data.get("DirectoryRecordSequence", None) or [])
             result = []

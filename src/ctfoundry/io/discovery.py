@@ -237,6 +237,7 @@ def _discovered(folder: Path, files: Iterable[tuple[Path, Format | None, bytes, 
     found: list[Found] = []
     skips: list[Skip] = []
     headers: list[Header] = []
+    places: dict[str, Path] = {}
     data_files: set[Path] = set()
     structures: list[tuple[Path, str]] = []
     for path, fmt, start, reason in files:
@@ -247,9 +248,11 @@ def _discovered(folder: Path, files: Iterable[tuple[Path, Format | None, bytes, 
         elif fmt is None:
             skips.append(Skip(path, reason))
         elif fmt == "dicom":
-            result = _slices(str(path), start)
+            name = str(path)
+            result = _slices(name, start)
             if isinstance(result, list):
                 headers += result
+                places[name] = path
             elif isinstance(result, str) and result in drawn.REASONS:
                 structures.append((path, result))
             elif isinstance(result, str):
@@ -264,7 +267,7 @@ def _discovered(folder: Path, files: Iterable[tuple[Path, Format | None, bytes, 
     counts: Counter[str] = Counter()
     for volume in volumes:
         counts[volume.headers[0].series] += 1
-        found.append(_from_part(volume, counts[volume.headers[0].series]))
+        found.append(_from_part(volume, counts[volume.headers[0].series], places))
     skips += [Skip(Path(h.path), SINGLE) for h in lone]
     labels, left = drawn.discovered([path for path, _ in structures], found)
     found += labels
@@ -380,7 +383,7 @@ def _slices(path: str, start: bytes) -> list[Header] | str | CTFoundryError:
         return dicom.DAMAGED
 
 
-def _from_part(part: Part, number: int) -> Found:
+def _from_part(part: Part, number: int, places: Mapping[str, Path]) -> Found:
     slices, first, grid, problem = part.headers, part.headers[0], None, None
     notes: tuple[str, ...] = ()
     tilt = 0.0
@@ -398,7 +401,7 @@ def _from_part(part: Part, number: int) -> Found:
         frames.setdefault(header.path, []).append(header.frame)
     several = any(enhanced.is_enhanced(h) for h in slices)
     return Found(
-        paths=tuple(map(Path, frames)),
+        paths=tuple(places[path] for path in frames),
         format="dicom",
         modality="CT",
         series=first.series,

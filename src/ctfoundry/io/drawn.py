@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from ctfoundry.errors import CTFoundryError, GeometryError, NotAScanError, ReadError
 from ctfoundry.io import objects
-from ctfoundry.io.dicom_header import decoded, elements, read_header
+from ctfoundry.io.dicom_file import elements
+from ctfoundry.io.dicom_header import decoded, read_header
 from ctfoundry.io.dicom_seg import read_seg, seg_header
 from ctfoundry.io.rtstruct import read_rtstruct
 from ctfoundry.io.stream import CAP
@@ -130,7 +131,7 @@ def _image_of(
 
 def _frame_of_reference(path: Path) -> str:
     try:
-        return decoded(elements(str(path), wanted=frozenset((_FRAME_OF_REFERENCE,)))[0].get(_FRAME_OF_REFERENCE))
+        return decoded(elements(str(path), None, frozenset((_FRAME_OF_REFERENCE,)))[0].get(_FRAME_OF_REFERENCE))
     except (ReadError, OSError):  # the image's own reader names it
         return ""
 

@@ -8,11 +8,14 @@ a functional group stand in the Unassigned Converted Attributes Sequences (C.7.6
 from __future__ import annotations
 
 import struct
+from itertools import islice
 from typing import Any
 
 from ctfoundry.errors import ReadError
 from ctfoundry.io import dicom_header
-from ctfoundry.io.dicom_header import ITEM, ITEM_END, SEQUENCE_END, UNDEFINED, Header
+from ctfoundry.io.dicom_elements import EndError, Span, explicit_within, items, walk
+from ctfoundry.io.dicom_file import Coding, elements
+from ctfoundry.io.dicom_header import Header
 
 CLASSES = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 """SOP classes of Enhanced CT and of Legacy Converted Enhanced CT Image Storage."""
@@ -21,7 +24,6 @@ MOST_FRAMES = 1 << 16
 """A file that declares more frames is refused."""
 
 _SHARED, _PER_FRAME, _FRAMES = 0x52009229, 0x52009230, 0x00280008
-_DEEPEST = 16  # sequences within sequences
 
 # Functional groups, and which of their elements matter.
 _GROUPS = {
@@ -53,30 +55,45 @@ def frames(header: Header) -> list[Header]:
     path = header.path
     if not 1 <= header.frames <= MOST_FRAMES:
         raise ReadError(f"declares {header.frames:,} frames", where=path)
-    wanted = dicom_header.WANTED | {_SHARED, _PER_FRAME}
-    values, coding, _, _ = dicom_header.elements(path, None, wanted)
+    values, coding, _, _ = elements(path, None, frozenset((_SHARED, _PER_FRAME)))
     try:
-        shared = _items(values.get(_SHARED, b""), coding.explicit, coding.order)
-        own = _items(values.get(_PER_FRAME, b""), coding.explicit, coding.order)
+        own = _groups(values.get(_PER_FRAME, b""), coding, header.frames + 1)
         if len(own) != header.frames:
-            raise ReadError(f"declares {header.frames:,} frames and describes {len(own):,}", where=path)
-        common = _said(shared[0], coding.order) if shared else {}
-        return [
-            header._replace(frame=k, instance=k, **(common | _said(item, coding.order))) for k, item in enumerate(own)
-        ]
-    except (struct.error, ValueError, OverflowError, IndexError) as error:
+            more = "+" * (len(own) > header.frames)
+            raise ReadError(f"declares {header.frames:,} frames and describes {len(own):,}{more}", where=path)
+        common = {}
+        for said in _groups(values.get(_SHARED, b""), coding, 1):
+            common = said
+        return [header._replace(frame=k, instance=k, **(common | said)) for k, said in enumerate(own)]
+    except EndError:
+        raise ReadError("its functional groups are longer than they may be", where=path) from None
+    except (struct.error, ValueError, OverflowError) as error:
         raise ReadError(f"its functional groups are garbled ({error})", where=path) from error
 
 
-def _said(item: dict[int, Any], order: str) -> dict[str, Any]:
-    """Fields of `Header` that the functional groups in `item` give."""
+def _groups(data: bytes, coding: Coding, most: int) -> list[dict[str, Any]]:
+    """For each item of a sequence of functional groups, `most` at most, the fields of `Header` that it gives."""
+    return [
+        _said(data, start, stop, coding)
+        for start, stop in islice(items(data, 0, len(data), coding.explicit, coding.order), most)
+    ]
+
+
+def _said(data: bytes, start: int, stop: int, coding: Coding) -> dict[str, Any]:
     said: dict[str, Any] = {}
+    groups: dict[int, Span] = {}
+    walk(data, start, stop, coding.explicit, coding.order, groups, _GROUPS)
     for group, names in _GROUPS.items():
-        for inner in (item.get(group) or [])[:1]:
-            for tag, name in names.items():
-                raw = inner.get(tag)
-                if isinstance(raw, bytes) and raw:
-                    said[name] = _value(name, tag, raw, order)
+        if group not in groups:
+            continue
+        span = groups[group]
+        inner: dict[int, Span] = {}
+        explicit = explicit_within(data, span, coding.explicit)
+        for first, last in islice(items(data, span[1], span[2], explicit, coding.order), 1):
+            walk(data, first, last, explicit, coding.order, inner, names)
+        for tag, name in names.items():
+            if tag in inner and (raw := data[inner[tag][1] : inner[tag][2]]):
+                said[name] = _value(name, tag, raw, coding.order)
     return said
 
 
@@ -94,51 +111,3 @@ def _value(name: str, tag: int, raw: bytes, order: str) -> Any:
     if name in ("thickness", "intercept", "slope", "kvp"):
         return next(iter(dicom_header.decimals(raw)), None)
     return dicom_header.decoded(raw)
-
-
-# Sequences -----------------------------------------------------------------------------------------------------------
-
-
-def _items(data: bytes, explicit: bool, order: str, depth: int = 0) -> list[dict[int, Any]]:
-    """The items of a sequence: tag to bytes, or to the items of a sequence within."""
-    return _read_items(data, 0, len(data), explicit, order, depth)[0]
-
-
-def _read_items(
-    data: bytes, at: int, end: int, explicit: bool, order: str, depth: int
-) -> tuple[list[dict[int, Any]], int]:
-    items: list[dict[int, Any]] = []
-    if depth > _DEEPEST:
-        raise ValueError("sequences within sequences without end")
-    while at + 8 <= end:
-        group, number, length = struct.unpack_from(order + "HHI", data, at)
-        tag, at = group << 16 | number, at + 8
-        if tag == SEQUENCE_END:
-            return items, at
-        if tag != ITEM:
-            raise ValueError(f"no item of a sequence: {tag:08x}")
-        stop = end if length == UNDEFINED else at + length
-        if stop > end:
-            raise ValueError("an item is longer than its sequence")
-        item, at = _read_item(data, at, stop, explicit, order, depth)
-        items.append(item)
-    return items, at
-
-
-def _read_item(data: bytes, at: int, end: int, explicit: bool, order: str, depth: int) -> tuple[dict[int, Any], int]:
-    item: dict[int, Any] = {}
-    while at + 8 <= end:
-        group, number = struct.unpack_from(order + "HH", data, at)
-        if group << 16 | number == ITEM_END:
-            return item, at + 8
-        tag, vr, length, at = dicom_header.element(data, at, explicit, order)
-        if length != UNDEFINED and at + length > end:
-            raise ValueError("an element is longer than its item")
-        if vr == b"SQ" or (tag in _GROUPS and (not explicit or vr == b"UN")) or length == UNDEFINED:
-            stop = end if length == UNDEFINED else at + length
-            item[tag], behind = _read_items(data, at, stop, explicit and vr != b"UN", order, depth + 1)
-            at = behind if length == UNDEFINED else stop
-        else:
-            item[tag] = data[at : at + length]
-            at += length
-    return item, at

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,25 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ctfoundry.errors import CTFoundryError, ReadError, TooLargeError, TruncatedError
-from ctfoundry.io.dicom_header import (
-    BIG_ENDIAN,
-    DEFLATED,
-    IMPLICIT,
-    ITEM,
-    ITEM_END,
-    LONG_VRS,
-    PIXELS,
-    SEQUENCE_END,
-    UNDEFINED,
-    is_dicom,
-    meta,
-)
+from ctfoundry.io import dicom_elements
+from ctfoundry.io.dicom_elements import PIXELS, UNDEFINED, ElementsError, EndError, head, walk
+from ctfoundry.io.dicom_file import BIG_ENDIAN, DEFLATED, IMPLICIT, is_dicom, meta
 from ctfoundry.io.stream import CAP, Stream
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-    Buffer = bytes | mmap.mmap
+    from ctfoundry.io.dicom_elements import Buffer
 
 SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 """SOP classes of Segmentation Storage and Label Map Segmentation Storage (PS3.4 B.5)."""
@@ -49,9 +38,6 @@ PIXEL_DATA, FRAMES = PIXELS, 0x52009230
 
 SMALL_LIMIT = 1 << 30
 """Most bytes of everything but frames and pixels, so of a structure set as a whole: 1 GiB."""
-
-_DEEPEST = 32
-_EXPLICIT, _IMPLICIT = struct.Struct("<HH2sH"), struct.Struct("<HHI")
 
 
 @dataclass(frozen=True)
@@ -131,24 +117,32 @@ def load(path: str | os.PathLike[str], *, cap: int = CAP) -> DicomObject:
     if syntax == DEFLATED:
         buffer, body = _inflated(place, body, cap), 0
     explicit = syntax != IMPLICIT
-    small, large = [], {}
-    total = 0
     try:
-        for tag, begin, start_of_value, stop, after in elements(buffer, body, len(buffer), explicit):
-            if tag in (PIXEL_DATA, FRAMES):
-                large[tag] = Span(start_of_value, stop)
-                if stop < 0:
-                    break  # compressed pixels are the last element that counts
-                continue
-            total += after - begin
-            if total > SMALL_LIMIT:
-                raise TooLargeError(f"holds more than {SMALL_LIMIT >> 20} MiB beside its pixels", where=place)
-            small.append(buffer[begin:after])
-        return DicomObject(place, _parsed(b"".join(small), explicit), syntax, buffer, large, explicit)
+        small, large = _parts(buffer, body, explicit, place)
+        return DicomObject(place, _parsed(small, explicit), syntax, buffer, large, explicit)
     except EndError:
         raise TruncatedError("ends too early", where=place, do="copy or download the file again") from None
-    except (ValueError, struct.error, RecursionError) as error:
+    except ValueError as error:
         raise ReadError(f"its DICOM elements cannot be parsed ({error})", where=place) from error
+
+
+def _parts(buffer: Buffer, body: int, explicit: bool, where: Path) -> tuple[bytes, dict[int, Span]]:
+    """(bytes of all elements before the pixels but the large ones, where the large ones lie)."""
+    end = len(buffer)
+    found: dict[int, dicom_elements.Span] = {}
+    large: dict[int, Span] = {}
+    pixels = walk(buffer, body, end, explicit, "<", found, before=PIXELS)
+    if pixels < end:
+        tag, _, length, start = head(buffer, pixels, end, explicit, "<")
+        if tag == PIXELS:
+            if length != UNDEFINED and start + length > end:
+                raise EndError
+            large[PIXEL_DATA] = Span(start, -1 if length == UNDEFINED else start + length)
+    if FRAMES in found:
+        large[FRAMES] = Span(*found.pop(FRAMES)[1:])
+    if sum(behind - begin for begin, _, behind in found.values()) > SMALL_LIMIT:
+        raise TooLargeError(f"holds more than {SMALL_LIMIT >> 20} MiB beside its pixels", where=where)
+    return b"".join(buffer[begin:behind] for begin, _, behind in found.values()), large
 
 
 def references(data: Dataset) -> References:
@@ -183,101 +177,6 @@ def parsing(where: Path) -> Iterator[None]:
             raise ReadError(f"an element of its header is garbled ({reason})", where=where) from error
 
 
-class EndError(Exception):
-    """The bytes end within an element."""
-
-
-def elements(data: Buffer, at: int, end: int, explicit: bool) -> Iterator[tuple[int, int, int, int, int]]:
-    """(tag, first byte, first byte of the value, byte behind the value, byte behind the element) of a little-endian data set.
-
-    The value of a sequence of undefined length ends before its closing mark; that of compressed pixels is given as -1, and
-    nothing follows. Raises ValueError for bytes that are no elements.
-    """
-    while at < end:
-        if at + 8 > end:
-            raise EndError
-        begin = at
-        if explicit:
-            group, number, vr, length = _EXPLICIT.unpack_from(data, at)
-            at += 8
-            if vr in LONG_VRS:
-                if at + 4 > end:
-                    raise EndError
-                length = int.from_bytes(data[at : at + 4], "little")
-                at += 4
-            elif not vr.isalpha():
-                raise ValueError(f"no value representation at byte {begin}")
-        else:
-            group, number, length = _IMPLICIT.unpack_from(data, at)
-            at += 8
-        tag = group << 16 | number
-        if length != UNDEFINED:
-            if at + length > end:
-                raise EndError
-            yield tag, begin, at, at + length, at + length
-            at += length
-        elif tag == PIXEL_DATA:
-            yield tag, begin, at, -1, end
-            return
-        else:
-            start, at = at, _behind_items(data, at, end, explicit, 0)
-            yield tag, begin, start, at - 8, at
-
-
-def items(data: Buffer, start: int, stop: int, explicit: bool) -> Iterator[tuple[int, int]]:
-    """(first byte, byte behind the last) of the data set of each item of a sequence."""
-    at = start
-    while at < stop:
-        if at + 8 > stop:
-            raise EndError
-        group, number, length = _IMPLICIT.unpack_from(data, at)
-        tag, at = group << 16 | number, at + 8
-        if tag == SEQUENCE_END:
-            return
-        if tag != ITEM:
-            raise ValueError(f"a sequence holds {tag:08x} where an item should be")
-        if length != UNDEFINED:
-            if at + length > stop:
-                raise EndError
-            yield at, at + length
-            at += length
-        else:
-            begin, at = at, _behind_item(data, at, stop, explicit, 0)
-            yield begin, at - 8
-
-
-def _behind_items(data: Buffer, at: int, end: int, explicit: bool, depth: int) -> int:
-    """The byte behind the closing mark of a sequence of undefined length."""
-    if depth > _DEEPEST:
-        raise ValueError("sequences are nested too deeply")
-    while at + 8 <= end:
-        group, number, length = _IMPLICIT.unpack_from(data, at)
-        tag, at = group << 16 | number, at + 8
-        if tag == SEQUENCE_END:
-            return at
-        if tag != ITEM:
-            raise ValueError(f"a sequence holds {tag:08x} where an item should be")
-        at = at + length if length != UNDEFINED else _behind_item(data, at, end, explicit, depth)
-    raise EndError
-
-
-def _behind_item(data: Buffer, at: int, end: int, explicit: bool, depth: int) -> int:
-    """The byte behind the closing mark of an item of undefined length."""
-    while at + 8 <= end:
-        group, number, length = _IMPLICIT.unpack_from(data, at)
-        if group << 16 | number == ITEM_END:
-            return at + 8
-        at += 8
-        if explicit:
-            vr, short = data[at - 4 : at - 2], int.from_bytes(data[at - 2 : at], "little")
-            if vr in LONG_VRS:
-                length, at = int.from_bytes(data[at : at + 4], "little"), at + 4
-            else:
-                length = short
-        at = at + length if length != UNDEFINED else _behind_items(data, at, end, explicit, depth + 1)
-    raise EndError
-
-
 def _parsed(blob: bytes, explicit: bool) -> Dataset:
     from pydicom.filereader import read_dataset
 
@@ -293,7 +192,7 @@ def _begun(start: bytes, where: Path) -> tuple[str, int]:
     """Transfer syntax and the byte behind the meta group."""
     try:
         return meta(start)
-    except (ValueError, struct.error):
+    except (EndError, ElementsError):
         raise ReadError("its meta group is damaged", where=where, do="copy or download the file again") from None
 
 

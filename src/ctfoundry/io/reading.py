@@ -11,7 +11,7 @@ from pathlib import Path
 from ctfoundry.errors import ReadError, UsageError
 from ctfoundry.io import (
     archives,
-    dicom_header,
+    dicom_file,
     dicom_series,
     dicomdir,
     drawn,
@@ -28,7 +28,7 @@ from ctfoundry.io.raw import Declared, Format
 from ctfoundry.io.stream import CAP, start_of
 from ctfoundry.volume import Kind, Volume
 
-START = dicom_header.FIRST_READ
+START = dicom_file.FIRST_READ
 """Bytes of a file that are looked at to tell its format."""
 
 HEADERS: dict[str, Callable[[Path], Declared]] = {
@@ -75,7 +75,7 @@ def format_of(path: str | os.PathLike[str], start: bytes) -> Format | None:
         except ReadError:
             return None
         return "nifti" if nifti.version(start) else None
-    if dicom_header.is_dicom(start):
+    if dicom_file.is_dicom(start):
         return "dicom"
     if nrrd.is_nrrd(start):
         return "nrrd"

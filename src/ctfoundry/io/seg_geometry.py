@@ -7,6 +7,7 @@ the latter two usually shared by all frames.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,8 @@ from ctfoundry.errors import (
     TruncatedError,
 )
 from ctfoundry.geometry import ORIENTATION_TOLERANCE, POSITION_TOLERANCE_MM, SAME_GRID_MM, SPACING_TOLERANCE, Grid
-from ctfoundry.io import objects
+from ctfoundry.io import dicom_elements, objects
+from ctfoundry.io.dicom_elements import EndError, explicit_within, items, walk
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -48,21 +50,20 @@ def frames_of(found: objects.DicomObject, count: int) -> list[Groups]:
     span, where = found.large[objects.FRAMES], found.path
     data, result = bytes(found.buffer[span.start : span.stop]), []
     try:
-        for start, stop in objects.items(data, 0, len(data), found.explicit):
+        for start, stop in items(data, 0, len(data), found.explicit, "<"):
             groups: Groups = {}
-            for tag, _, first, last, _ in objects.elements(data, start, stop, found.explicit):
-                if tag in _LEAVES:
-                    for begin, end in objects.items(data, first, last, found.explicit):
-                        groups[tag] = {
-                            leaf: data[a:b]
-                            for leaf, _, a, b, _ in objects.elements(data, begin, end, found.explicit)
-                            if leaf in _LEAVES[tag]
-                        }
-                        break
+            places: dict[int, dicom_elements.Span] = {}
+            walk(data, start, stop, found.explicit, "<", places, _LEAVES)
+            for tag, place in places.items():
+                explicit = explicit_within(data, place, found.explicit)
+                leaves: dict[int, dicom_elements.Span] = {}
+                for begin, end in islice(items(data, place[1], place[2], explicit, "<"), 1):
+                    walk(data, begin, end, explicit, "<", leaves, _LEAVES[tag])
+                    groups[tag] = {leaf: data[first:last] for leaf, (_, first, last) in leaves.items()}
             result.append(groups)
             if len(result) > count:
                 break
-    except objects.EndError:
+    except EndError:
         raise TruncatedError("its list of frames ends too early", where=where) from None
     except ValueError as error:
         raise ReadError(f"its list of frames is damaged ({error})", where=where) from error
