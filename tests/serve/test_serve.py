@@ -12,11 +12,14 @@ import pytest
 import torch
 
 import worlds
-from ctfoundry import io, zoo
+from ctfoundry import identity, io, zoo
 from ctfoundry.errors import StoreError, UsageError
 from ctfoundry.memory import Memory
+from ctfoundry.retrieval.embed import Settings, embed
 from ctfoundry.retrieval.search import dense_map, find
+from ctfoundry.retrieval.sources import resolve
 from ctfoundry.serve import jobs, opening, picture
+from serve.conftest import build
 
 PLANE_AXES = {"axial": 0, "coronal": 1, "sagittal": 2}
 
@@ -196,8 +199,6 @@ def test_the_kept_map_is_that_of_dense_map(index):
 
 @pytest.mark.parametrize("name", ["ct-fm-tiny", "flexict-tiny"])
 def test_both_families_are_served_alike(tmp_path, serve, name):
-    from serve.conftest import build
-
     encoder = zoo.load_encoder(name, weights="random", device="cpu", seed=0)
     small = build(tmp_path, encoder, count=2)
     engine = opening.engine(small.folder, encoder)
@@ -209,8 +210,6 @@ def test_both_families_are_served_alike(tmp_path, serve, name):
 
 
 def test_a_scan_whose_file_is_gone_or_another_one_is_unavailable(tmp_path, serve):
-    from serve.conftest import build
-
     small = build(tmp_path, worlds.tiny(), count=3)
     small.files[0].unlink()
     small.files[1].write_bytes(small.files[2].read_bytes())
@@ -235,6 +234,38 @@ def test_a_scan_whose_file_is_gone_or_another_one_is_unavailable(tmp_path, serve
     assert engine.library.available(small.names[2])
 
 
+def test_it_is_said_whether_stored_maps_are_used_and_they_are_used_only_when_asked_for(tmp_path, serve):
+    small = build(tmp_path, worlds.tiny(), count=3)
+    found, level = [s.scan for s in resolve([str(f) for f in small.files]).scans], worlds.tiny().card.level
+    said = []
+    assert opening.engine(small.folder, worlds.tiny(), say=said.append).stored == 0
+    assert "with `embed --grids` maps are stored, and --levels stage4 uses them" in said.pop()
+    opening.engine(small.folder, worlds.tiny(), levels=(level,), say=said.append)
+    assert "passes each scan through the network once; `embed --grids` stores" in said.pop()
+
+    mapped = tmp_path / "mapped"
+    embed(found, worlds.tiny(), mapped, Settings(grids=True))
+    identity.write_private(mapped, {s.id: str(f) for s, f in zip(found, small.files, strict=True)})
+    encoder = Slow(worlds.tiny())
+    encoder.gate.set()
+    passing, stored = serve(folder=mapped, encoder=encoder), serve(folder=mapped, encoder=encoder, levels=(level,))
+    point = [float(v) for v in io.read(small.files[0]).world((10, 20, 22))]
+    assert {e["type"] for e in stored.job(kind="search", scan=found[0].id, point=point)} >= {"hit", "done"}
+    assert encoder.seen == 0, "no pass"
+    passing.job(kind="search", scan=found[0].id, point=point)
+    assert encoder.seen == 3, "not without being asked for"
+    with stored.client() as one, passing.client() as other:
+        assert one.get("/api/state").json()["maps"] == {"used": True, "stored": 3, "level": "stage4"}
+        assert other.get("/api/state").json()["maps"]["used"] is False
+    opening.engine(mapped, worlds.tiny(), levels=(level,), say=said.append)
+    assert said.pop() == "searches use the stored maps (stage4)"
+    opening.engine(mapped, worlds.tiny(), say=said.append)
+    assert "maps of 3 of 3 scans are stored, and --levels stage4 uses them" in said.pop()
+    (mapped / "grids" / f"{found[1].id}.safetensors").unlink()
+    opening.engine(mapped, worlds.tiny(), levels=(level,), say=said.append)
+    assert said.pop().endswith("of 2 scans; the other 1 pass through the network once")
+
+
 def test_an_index_of_another_model_and_a_folder_that_is_none_are_refused(index, tmp_path):
     with pytest.raises(UsageError, match="other weights"):
         opening.engine(index.folder, worlds.tiny(seed=1))
@@ -243,8 +274,6 @@ def test_an_index_of_another_model_and_a_folder_that_is_none_are_refused(index, 
 
 
 def test_an_index_of_another_patch_is_refused_and_the_same_in_other_words_is_not(tmp_path):
-    from serve.conftest import build
-
     plain = zoo.load_encoder("flexict-tiny", weights="random", device="cpu", seed=0)
     thick, same = zoo.with_patch(plain, (4, 16, 16)), zoo.with_patch(plain, 8)
     (tmp_path / "thick").mkdir()

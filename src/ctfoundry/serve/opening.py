@@ -67,7 +67,7 @@ def engine(
         uploads=limits.scans,
         upload_bytes=limits.scan_bytes,
     )
-    return Engine(
+    made = Engine(
         encoder,
         library,
         index,
@@ -77,6 +77,27 @@ def engine(
         card["settings"]["vectors"][0],
         load_calibration(calibration, encoder.card, looking),
     )
+    if index is not None:
+        say(how_searched(made))
+    return made
+
+
+def how_searched(engine: Engine) -> str:
+    """Whether a search needs passes of the network or uses maps of the disk, and how that is changed. Maps hold one level: what is
+    found with them may be coarser, so they are used only when asked for."""
+    count, stored, level = (
+        len(dict.fromkeys(engine.index.ids)) if engine.index else 0,
+        engine.stored,
+        engine.encoder.card.level,
+    )
+    a_pass = "the first search passes each scan through the network once"
+    if not engine.uses_stored:
+        made = f"maps of {stored} of {count} scans are stored" if stored else "with `embed --grids` maps are stored"
+        return f"{a_pass}; {made}, and --levels {level} uses them: at once, from that level alone, which may be coarser"
+    if not stored:
+        return f"{a_pass}; `embed --grids` stores maps of level {level}, and searches use them"
+    others = "" if stored >= count else f" of {stored} scans; the other {count - stored} pass through the network once"
+    return f"searches use the stored maps ({level}){others}"
 
 
 def listening(host: str, port: int) -> socket.socket:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,13 +68,24 @@ class Engine:
     vector: str = "mean"
     calibration: Calibration | None = None
 
+    @property
+    def uses_stored(self) -> bool:
+        """Whether maps of `embed --grids` are what is searched: they hold one level."""
+        return self.looking.levels == (self.encoder.card.level,)
+
+    @cached_property
+    def stored(self) -> int:
+        """How many scans of the index have a map on the disk."""
+        maps = {path.stem for path in (self.folder / "grids").glob("*.safetensors")}
+        return sum(self.library.is_indexed(id) for id in maps)
+
     # Maps ---------------------------------------------------------------------------------------------------------------
 
     def feature_map(self, id: str) -> FeatureMap:
         """The levels of a scan side by side, half precision, on the CPU."""
 
         def make() -> tuple[FeatureMap, int]:
-            on_disk = self.looking.levels == (self.encoder.card.level,) and self.library.is_indexed(id)
+            on_disk = self.uses_stored and self.library.is_indexed(id)
             if on_disk and (self.folder / "grids" / f"{id}.safetensors").is_file():
                 found = grid_scene(self.folder, id, self.encoder).feature
             else:

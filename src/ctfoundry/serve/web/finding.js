@@ -10,7 +10,7 @@ const MOST_CARDS = 60;
 export class Finding {
   /** `jump(id, point)` opens a scan at a point; `heated()` is called when the heat map of the open scan may have come. */
   constructor({ jump, heated }) {
-    Object.assign(this, { jump, heated, job: null, running: false, query: null, hits: new Map(), heatOn: false, heats: new Map(), open: null });
+    Object.assign(this, { jump, heated, job: null, running: false, speed: "", query: null, hits: new Map(), heatOn: false, heats: new Map(), open: null });
     this.seen = new IntersectionObserver((entries) => entries.forEach((entry) => entry.isIntersecting && this.show(entry.target.hit)), { rootMargin: "200px" });
     new ResizeObserver(() => this.redraw()).observe(byId("hits"));
   }
@@ -21,7 +21,7 @@ export class Finding {
     Object.assign(this, { job: null, query: null });
     this.hits.clear();
     this.heats.clear();
-    byId("hits").replaceChildren(make("p", { className: "hint", textContent: "Click a point in a plane: its place is looked for in all other scans." }));
+    byId("hits").replaceChildren(make("p", { className: "hint", textContent: `Click a point in a plane: its place is looked for in all other scans. ${this.speed}` }));
     byId("state").textContent = "";
   }
 

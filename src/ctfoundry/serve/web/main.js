@@ -260,7 +260,9 @@ try {
   const about = await get("/api/state");
   limit = about.upload_bytes;
   byId("model").replaceChildren(make("span", { textContent: about.model.name }));
-  byId("model").title = `levels searched in: ${about.model.levels.join(", ")}`;
+  const stored = about.maps.used && about.maps.stored;
+  finding.speed = stored ? "Maps that were stored with the index are used." : "The first search passes each scan through the network, which takes a while; later ones are quick.";
+  byId("model").title = `levels searched in: ${about.model.levels.join(", ")}${stored ? ", as stored with the index" : ""}`;
   if (about.model.weights === "random") byId("model").append(make("span", { className: "tag warn", textContent: "random weights" }));
   await route();
 } catch (error) {
