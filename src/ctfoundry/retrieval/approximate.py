@@ -6,8 +6,10 @@ with the recall that was measured.
 
 from __future__ import annotations
 
-import contextlib
+import glob
 import hashlib
+import itertools
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,10 @@ LINKS, BUILD, SEEK = 32, 100, 128
 SAMPLE, RECALL_AT = 200, 10
 DIGITS = 16
 """Of the digest in a stored graph's name."""
+NUMBERED = re.compile(rf"(?:(\d{{1,15}})-)?([0-9a-f]{{{DIGITS}}})")
+"""How a stored graph's name ends: number and digest of its vectors; those of earlier versions had no number, and go."""
+BLOCK = 65536
+"""Vectors that are read at one time."""
 
 
 @dataclass(frozen=True)
@@ -93,36 +99,69 @@ def _ask(graph: Any, queries: np.ndarray, count: int) -> list[np.ndarray]:
 
 
 def approximate(index: Index, cache: Path | None = None) -> Approximate:
-    """The graph over an index's vectors; read from beside `cache` where it is of the same vectors, else made (minutes a million)
-    and written there: the digest of the vectors is part of its name, and graphs of others go. Where nothing can be written,
-    it is kept in memory alone."""
-    faiss = _faiss()
-    graph, place = None, None
+    """The graph over an index's vectors, and its recall as measured now.
+
+    Beside `cache` it is kept, with the number and the digest of its vectors in its name. One of the very vectors is taken as it
+    is; where the index has only grown since, the new rows are added to it; in all other cases (scans removed, or embedded again)
+    it is made anew, which takes minutes a million. Graphs of others go. Where nothing can be written, it is kept in memory alone.
+    """
+    graph, digests = None, {}
     if cache is not None:
-        place = cache.with_name(f"{cache.stem}-{_digest(index)}{cache.suffix}")
-        with contextlib.suppress(RuntimeError):  # none there, or damaged
-            graph = faiss.read_index(str(place))
-    if graph is None or graph.ntotal != len(index):
-        graph = faiss.IndexHNSWFlat(index.matrix.raw.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
+        stored = _stored(cache)
+        digests = _digests(index, {len(index), *(count for count, _ in stored.values())})
+        fitting = {place: count for place, (count, digest) in stored.items() if digests.get(count) == digest}
+        for place in sorted(fitting, key=lambda place: -fitting[place]):
+            graph = graph or _read(place, index, fitting[place])
+    if graph is None:
+        graph = _faiss().IndexHNSWFlat(index.matrix.raw.shape[1], LINKS, _faiss().METRIC_INNER_PRODUCT)
+    if graph.ntotal < len(index):
         graph.hnsw.efConstruction = BUILD
-        for start in range(0, len(index), 65536):
-            block = index.vectors(np.arange(start, min(start + 65536, len(index))))
+        for start in range(graph.ntotal, len(index), BLOCK):
+            block = index.vectors(np.arange(start, min(start + BLOCK, len(index))))
             graph.add(torch.nn.functional.normalize(block, dim=1).numpy())
-        if cache is not None and place is not None:
-            with files.unless_read_only(), files.whole(place) as part:
-                faiss.write_index(graph, str(part))
-                for old in place.parent.glob(f"{cache.stem}-{'[0-9a-f]' * DIGITS}{cache.suffix}"):
-                    if old != place:
-                        old.unlink(missing_ok=True)
+        if cache is not None:
+            _keep(graph, cache, digests[len(index)])
     return Approximate(index, graph, measured(index, graph))
 
 
-def _digest(index: Index) -> str:
-    """Of the vectors, bit by bit and in order: what a graph's rows stand for."""
-    found = hashlib.sha256(str(index.matrix.raw.shape).encode())
-    for start in range(0, len(index), 65536):
-        found.update(index.vectors(np.arange(start, min(start + 65536, len(index)))).numpy().data)
-    return found.hexdigest()[:DIGITS]
+def _keep(graph: Any, cache: Path, digest: str) -> None:
+    """Write a graph, whole or not at all; then those of other vectors go."""
+    place = cache.with_name(f"{cache.stem}-{graph.ntotal}-{digest}{cache.suffix}")
+    with files.unless_read_only():
+        with files.whole(place) as part:
+            _faiss().write_index(graph, str(part))
+        for old in cache.parent.glob(f"{glob.escape(cache.stem)}-*{cache.suffix}"):
+            if old != place and re.fullmatch(NUMBERED, old.stem.removeprefix(f"{cache.stem}-")):
+                old.unlink(missing_ok=True)
+
+
+def _stored(cache: Path) -> dict[Path, tuple[int, str]]:
+    """The graphs beside `cache`: how many vectors they are of, and the digest of these."""
+    found = {}
+    for place in cache.parent.glob(f"{glob.escape(cache.stem)}-*{cache.suffix}"):
+        name = re.fullmatch(NUMBERED, place.stem.removeprefix(f"{cache.stem}-"))
+        if name is not None and name[1]:
+            found[place] = int(name[1]), name[2]
+    return found
+
+
+def _read(place: Path, index: Index, count: int) -> Any:
+    """A stored graph; None where it is gone, damaged, or not what its name says."""
+    try:
+        graph = _faiss().read_index(str(place))
+    except RuntimeError:
+        return None
+    return graph if (graph.ntotal, graph.d) == (count, index.matrix.raw.shape[1]) else None
+
+
+def _digests(index: Index, counts: Collection[int]) -> dict[int, str]:
+    """Of the first so many vectors, bit by bit and in order, for each of `counts` that the index has: what a graph's rows stand for."""
+    found, digest = {}, hashlib.sha256(str(index.matrix.raw.shape[1]).encode())
+    ends = sorted({count for count in counts if 0 <= count <= len(index)} | set(range(0, len(index), BLOCK)))
+    for start, end in itertools.pairwise([0, *ends]):
+        digest.update(index.vectors(np.arange(start, end)).numpy().data)
+        found[end] = digest.copy().hexdigest()[:DIGITS]
+    return {count: found[count] for count in counts if count in found}
 
 
 def measured(index: Index, graph: Any, *, queries: int = SAMPLE, at: int = RECALL_AT, seed: int = 0) -> Recall:
