@@ -10,10 +10,11 @@ import pytest
 from ctfoundry.geometry import make_affine
 from ctfoundry.keys import Key
 from ctfoundry.layouts.cases import Case
+from ctfoundry.phantom.facts import facts
 from ctfoundry.phantom.findings import Finding
 from ctfoundry.phantom.make import Phantom
 from ctfoundry.phantom.names import IDS, LABELS
-from ctfoundry.phantom.reports import facts, report
+from ctfoundry.phantom.reports import report
 from ctfoundry.phantom.spec import Acquisition, Lesion, Spec, Subject
 from ctfoundry.volume import Volume
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from ctfoundry.keys import Key
+from ctfoundry.phantom.facts import Facts, negatives
 from ctfoundry.phantom.findings import Finding
-from ctfoundry.phantom.reports import Facts, Report, growth, importance, negatives, report
+from ctfoundry.phantom.reports import Report, growth, importance, report
 
 TORSO = (
     "lung_upper_lobe_left", "lung_lower_lobe_left", "lung_upper_lobe_right", "lung_middle_lobe_right",
@@ -296,7 +297,7 @@ def test_a_fatty_liver_is_told_by_its_hounsfield_units():
 
 def test_facts_are_measured_from_the_scan():
     from ctfoundry.phantom import draw, make
-    from ctfoundry.phantom.reports import facts
+    from ctfoundry.phantom.facts import facts
 
     phantom = make(draw(Key.of("phantom", 1), view="chest", voxel_mm=6))
     known = facts(phantom)

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from ctfoundry import files, phantom
 from ctfoundry.keys import Key
+from ctfoundry.phantom.facts import Facts, facts, negatives
 from ctfoundry.phantom.findings import Finding, findings
 from ctfoundry.phantom.make import Phantom
 from ctfoundry.phantom.repeat import CHANGES, again
-from ctfoundry.phantom.reports import Facts, Report, facts, negatives, report
+from ctfoundry.phantom.reports import Report, report
 from ctfoundry.phantom.spec import LesionKind, Spec, View
 from ctfoundry.settings import to_data
 

@@ -12,62 +12,19 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ctfoundry.keys import Key
 from ctfoundry.phantom import wording
+from ctfoundry.phantom.facts import Facts, facts, negatives
 from ctfoundry.phantom.findings import Finding
-from ctfoundry.phantom.spec import Device, Kernel, LesionKind, Phase
-from ctfoundry.phantom.wording import PHRASES, pick, say, sentence
+from ctfoundry.phantom.grammar import pick, say, sentence, site_words
+from ctfoundry.phantom.spec import LesionKind
+from ctfoundry.phantom.wording import PHRASES
 
 if TYPE_CHECKING:
     from ctfoundry.phantom.make import Phantom
 
-LEAST_VOXELS = 20
-"""Fewer voxels of a structure do not count as seeing it."""
-MOTION_MM = 3.0
-"""Movement from which a report mentions it."""
-STEATOSIS_HU = {"none": -10.0, "portal": -25.0}
-"""Liver minus spleen at or below which a liver is called fatty, by phase: unenhanced at least 10 HU below the spleen, 25 HU
-in the portal venous phase (criteria in common use, after Boll et al., Radiology 2009, and Johnston et al., AJR 2008). In
-other phases nothing is said."""
 CHANGE = 0.1
 """Relative change of size from which a lesion is called larger or smaller; growth below it is within reading error."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a report may use beside findings.
-
-    Attributes
-    ----------
-    parts : parts of the body that were scanned, head to foot.
-    present : structures in the scan; cut : those of them that touch its first or last slice.
-    phase, kernel, thickness_mm : of the acquisition.
-    liver_hu, spleen_hu : median HU, None where not in the scan.
-    devices : implants that the scan shows.
-    motion : whether the patient moved or breathed enough to blur or step the slices.
-    unsure : kinds with lesion voxels in the scan but no finding (too little of it): nothing is said about these.
-    """
-
-    parts: tuple[str, ...]
-    present: frozenset[str]
-    cut: frozenset[str] = frozenset()
-    phase: Phase = "none"
-    kernel: Kernel = "standard"
-    thickness_mm: float = 3.0
-    liver_hu: float | None = None
-    spleen_hu: float | None = None
-    devices: tuple[Device, ...] = ()
-    motion: bool = False
-    unsure: frozenset[LesionKind] = frozenset()
-
-    @property
-    def steatosis(self) -> bool | None:
-        """Whether the liver is fatty by its HU; None where the phase or the field of view does not tell."""
-        if self.liver_hu is None or self.spleen_hu is None or self.phase not in STEATOSIS_HU:
-            return None
-        return self.liver_hu - self.spleen_hu <= STEATOSIS_HU[self.phase]
 
 
 @dataclass(frozen=True)
@@ -90,42 +47,6 @@ class Report:
         lines += ["", "Impression"]
         lines += [f"{number}. {item}" for number, item in enumerate(self.impression, 1)]
         return "\n".join(lines) + "\n"
-
-
-def facts(phantom: Phantom, findings: Sequence[Finding] = ()) -> Facts:
-    """What can be said about a phantom's scan, measured from its voxels."""
-    scan, labels = phantom.spec.acquisition, phantom.labels
-    names = labels.names or {}
-    count = np.bincount(labels.voxels.ravel(), minlength=256)
-    present = frozenset(names[i] for i in np.flatnonzero(count >= LEAST_VOXELS).tolist() if i in names)
-    ends = labels.reorient("SPL").voxels[[0, -1]]
-    cut = frozenset(names[i] for i in np.unique(ends).tolist() if i in names) & present
-    seen = {finding.kind for finding in findings}
-    spec = phantom.spec.subject.lesions
-    marked = {int(v) - 1 for v in np.unique(phantom.lesions.voxels) if v}
-    return Facts(
-        parts=tuple(part for part, signs in wording.PARTS if any(sign in present for sign in signs)) or ("body",),
-        present=present,
-        cut=cut,
-        phase=scan.phase,
-        kernel=scan.kernel,
-        thickness_mm=scan.thickness_mm,
-        liver_hu=_median(phantom, "liver"),
-        spleen_hu=_median(phantom, "spleen"),
-        devices=tuple(d for d in phantom.spec.subject.devices if {d.kind, d.site} <= present),
-        motion=max(scan.motion_mm, scan.breath_steps_mm) >= MOTION_MM,
-        unsure=frozenset(spec[i].kind for i in marked if i < len(spec)) - seen,
-    )
-
-
-def negatives(known: Facts, findings: Sequence[Finding]) -> tuple[LesionKind, ...]:
-    """Kinds that a reader can call absent: one of their organs is in the scan, and nothing of them is."""
-    found = {finding.kind for finding in findings} | known.unsure
-    return tuple(
-        kind
-        for kind, phrases in PHRASES.items()
-        if kind not in found and any(name.startswith(phrases.seen_in) for name in known.present)
-    )
 
 
 def importance(finding: Finding) -> float:
@@ -163,18 +84,9 @@ def report(
         technique=_technique(key("technique"), known),
         findings=written,
         impression=tuple(_impression(key("impression"), known, findings, before)),
-        comparison=pick(key("comparison"), ("Prior CT.", "Previous scan of the same patient.", "Earlier CT."))
-        if before is not None
-        else "",
+        comparison="" if before is None else pick(key("comparison"), wording.PRIOR),
     )
     return _americanised(result) if float(key("spelling").uniform()) < 0.5 else result
-
-
-def _median(phantom: Phantom, name: str) -> float | None:
-    """Median HU of a structure, without the voxels of lesions."""
-    ids = [i for i, found in (phantom.labels.names or {}).items() if found == name]
-    inside = (phantom.labels.voxels == (ids[0] if ids else -1)) & (phantom.lesions.voxels == 0)
-    return float(np.median(phantom.ct.voxels[inside])) if inside.sum() >= LEAST_VOXELS else None
 
 
 def _size(key: Key, mm: float) -> str:
@@ -187,23 +99,14 @@ def _size(key: Key, mm: float) -> str:
 def _where(key: Key, finding: Finding) -> str:
     """A place such as "in the right upper lobe"."""
     if finding.kind in ("epidural_haemorrhage", "subdural_haemorrhage"):
-        side = finding.side
-        places = (
-            f"over the {side} cerebral convexity",
-            f"along the {side} hemisphere",
-            f"on the {side}",
-            f"over the {side} hemisphere",
-        )
-        return pick(key, places if side else ("over the convexity", "along the brain surface"))
+        places = wording.OVER_BRAIN if finding.side else wording.OVER_BRAIN_MIDLINE
+        return pick(key, places).replace("{side}", finding.side)
     if finding.kind == "parenchymal_haemorrhage":
-        side = f"{finding.side} " if finding.side else ""
-        return pick(
-            key, (f"in the {side}cerebral hemisphere", f"within the {side}hemisphere", f"in the {side}brain parenchyma")
-        )
-    words = pick(key, wording.site_words(finding.site))
+        return pick(key, wording.IN_BRAIN).replace("{side}", f"{finding.side} " if finding.side else "")
+    words = pick(key, site_words(finding.site))
     if finding.side and finding.side not in finding.site:
         words += f" on the {finding.side}"
-    return f"{pick(key('in'), ('in', 'within'))} {words}"
+    return f"{pick(key('in'), wording.WITHIN)} {words}"
 
 
 def _adjective(key: Key, finding: Finding) -> str:
@@ -212,7 +115,7 @@ def _adjective(key: Key, finding: Finding) -> str:
     words = [pick(key(name), wording.ADJECTIVES[name, value]) for name, value in known]
     words = [words[i] for i in key("order").permutation(len(words))]
     if finding.kind in ("pleural_effusion", "pneumothorax"):
-        grade = "small" if finding.size_mm < 20 else "moderate" if finding.size_mm < 50 else "large"
+        grade = wording.GRADES[(finding.size_mm >= 20) + (finding.size_mm >= 50)]
         words.append(pick(key("grade"), (grade, "")))
     return ", ".join(w for w in words if w)
 
@@ -222,26 +125,18 @@ def _trailing(key: Key, finding: Finding) -> str:
     known = finding.attributes
     words = [pick(key(*item), wording.TRAILING[item]) for item in known.items() if item in wording.TRAILING]
     if finding.kind == "fracture" and "height_loss_percent" in known:
-        loss = known["height_loss_percent"]
-        words.append(
-            pick(
-                key("loss"),
-                (f"with {loss} % loss of height", f"height loss of {loss} %", f"height reduced by {loss} %"),
-            )
-        )
+        words.append(pick(key("loss"), wording.HEIGHT_LOSS).replace("{loss}", known["height_loss_percent"]))
     if finding.kind == "fracture" and "displacement_mm" in known:
         step = float(known["displacement_mm"])
-        far = (f"displaced by {step:.0f} mm", f"with a step of {step:.0f} mm", f"displacement {step:.0f} mm")
-        words.append(
-            pick(key("step"), far if step >= 2 else ("undisplaced", "without relevant displacement", "not displaced"))
-        )
+        text = pick(key("step"), wording.DISPLACED if step >= 2 else wording.UNDISPLACED)
+        words.append(text.replace("{step}", f"{step:.0f}"))
     return "".join(f", {w}" for w in words)
 
 
 def _site(key: Key, finding: Finding) -> str:
     """The place with its article; an aneurysm's segment where it is known."""
     segment = finding.attributes.get("segment", "")
-    return pick(key, wording.SEGMENTS.get(segment) or wording.site_words(finding.site))
+    return pick(key, wording.SEGMENTS.get(segment) or site_words(finding.site))
 
 
 def _collapsed(finding: Finding) -> bool:
@@ -263,7 +158,7 @@ def _frames(finding: Finding) -> tuple[str, ...]:
     frames = PHRASES[finding.kind].frames
     if finding.side or frames is not wording.COLLECTION:
         return frames
-    return tuple(frame for frame in wording.MASS if "{where}" not in frame) or wording.MASS
+    return wording.MASS
 
 
 def _stated(key: Key, finding: Finding, before: Mapping[int, Finding] | None) -> str:
@@ -306,7 +201,7 @@ def _change(key: Key, finding: Finding, before: Mapping[int, Finding]) -> str:
         return pick(key, wording.GROWTH["new"])
     percent = growth(old, finding)
     if not (old.whole and finding.whole):
-        return "comparison of size is limited because it is not fully included"
+        return wording.NOT_COMPARABLE
     how = "stable" if abs(percent) < 100 * CHANGE else "larger" if percent > 0 else "smaller"
     text = pick(key, wording.GROWTH[how])
     return text.replace("{before}", _size(key("before"), old.size_mm)).replace("{percent}", f"{abs(percent):.0f}")
@@ -372,7 +267,7 @@ def _incidental(key: Key, known: Facts) -> list[tuple[str, str]]:
         frames = wording.STEATOSIS if known.steatosis else wording.LIVER_NORMAL
         result.append(("Liver and bile ducts", say(key("steatosis"), pick(key("liver"), frames), values)))
     for n, device in enumerate(known.devices):
-        site = pick(key("device site", n), wording.site_words(device.site))
+        site = pick(key("device site", n), site_words(device.site))
         kind = "nail" if device.site.startswith("femur_") else device.kind  # screws of a femur hold a nail
         frame = pick(key("device", n), wording.DEVICES[kind])
         result.append((wording.DEVICE_REGIONS[device.kind], say(key("device words", n), frame, {"site": site})))

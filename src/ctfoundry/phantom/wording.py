@@ -1,17 +1,15 @@
-"""Phrases of radiology reports: a small grammar, as data.
+"""Phrases of radiology reports: data, no logic.
 
-A text with ``{name}`` in it is expanded from the values given, else from one of the alternatives in `WORDS`, picked by the
-key, until nothing is left to expand. "a(n)" becomes the article that fits. The phrases were written for this package; no
-report of a patient was looked at.
+A phrase with ``{name}`` in it is expanded from the values at hand, else from one of the alternatives in `WORDS`, and "a(n)" becomes
+the article that fits (`grammar`); which phrase is used where is decided in `reports`. The order of alternatives matters: the
+key picks by number, so a change here changes the reports of given seeds. The phrases were written for this package; no report of
+a patient was looked at.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ctfoundry.keys import Key
 from ctfoundry.phantom.spec import LesionKind
 
 WORDS: dict[str, tuple[str, ...]] = {
@@ -32,7 +30,6 @@ WORDS: dict[str, tuple[str, ...]] = {
         "up to {size} in longest dimension",
         "{size} at its largest",
     ),
-    "in": ("in", "within"),
     "no_evidence": ("no evidence of", "no sign of", "no CT evidence of", "no"),
     "not_seen": ("not seen", "not identified", "absent", "not present", "not demonstrated", "not observed"),
     "normal": ("unremarkable", "normal", "within normal limits", "of normal appearance", "without abnormality"),
@@ -381,6 +378,28 @@ TRAILING: dict[tuple[str, str], tuple[str, ...]] = {
 }
 """(attribute, value) to words that follow the statement."""
 
+HEIGHT_LOSS = ("with {loss} % loss of height", "height loss of {loss} %", "height reduced by {loss} %")
+DISPLACED = ("displaced by {step} mm", "with a step of {step} mm", "displacement {step} mm")
+UNDISPLACED = ("undisplaced", "without relevant displacement", "not displaced")
+"""Words that follow the statement of a fracture."""
+
+GRADES = ("small", "moderate", "large")
+"""Effusions and pneumothoraces by their thickness."""
+
+OVER_BRAIN = (
+    "over the {side} cerebral convexity",
+    "along the {side} hemisphere",
+    "on the {side}",
+    "over the {side} hemisphere",
+)
+OVER_BRAIN_MIDLINE = ("over the convexity", "along the brain surface")
+"""Places of blood between skull and brain, with a side and without one."""
+
+IN_BRAIN = ("in the {side}cerebral hemisphere", "within the {side}hemisphere", "in the {side}brain parenchyma")
+"""Places of blood within the brain; the side, where there is one, with a blank behind it."""
+
+WITHIN = ("in", "within")
+
 SEGMENTS: dict[str, tuple[str, ...]] = {
     "infrarenal": (
         "the infrarenal aorta",
@@ -412,8 +431,11 @@ SITES: dict[str, tuple[str, ...]] = {
 }
 """Structures whose words do not follow from their name."""
 
-_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh")
-ORDINALS = (*_ORDINALS, "twelfth")
+RIBS = (
+    *("first", "second", "third", "fourth", "fifth", "sixth"),
+    *("seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth"),
+)
+"""Ordinals, from 1."""
 
 AMERICAN = (
     ("haem", "hem"),
@@ -425,66 +447,6 @@ AMERICAN = (
     ("oesophagus", "esophagus"),
 )
 """British to American spelling."""
-
-
-def site_words(site: str) -> tuple[str, ...]:
-    """What a structure may be called, with its article.
-
-    >>> site_words("kidney_left"), site_words("vertebrae_L3")[0]
-    (('the left kidney',), 'the L3 vertebra')
-    """
-    if site in SITES:
-        return SITES[site]
-    rib = re.fullmatch(r"rib_(left|right)_(\d+)", site)
-    if rib:
-        side, number = rib[1], int(rib[2])
-        word = ORDINALS[number - 1]
-        return f"the {side} {word} rib", f"the {word} rib on the {side}", f"{side} rib {number}"
-    if re.fullmatch(r"vertebrae_[CTLS]\d+", site):
-        level = site.removeprefix("vertebrae_")
-        return f"the {level} vertebra", f"vertebra {level}", f"the {level} vertebral body"
-    stem, _, side = site.rpartition("_")
-    if side in ("left", "right"):
-        return (f"the {side} {stem.replace('_', ' ')}",)
-    return (f"the {site.replace('_', ' ')}",)
-
-
-def pick(key: Key, options: Sequence[str]) -> str:
-    """One of the options."""
-    return options[int(key.integers(0, len(options)))]
-
-
-def say(key: Key, text: str, values: Mapping[str, str]) -> str:
-    """A sentence from a frame: expanded, tidied, with a capital and a full stop.
-
-    >>> say(Key.of(0), "a(n) {size} {adj} nodule", {"size": "8 mm", "adj": ""})
-    'An 8 mm nodule.'
-    """
-    steps = 0
-    while (slot := re.search(r"\{(\w+)\}", text)) is not None:
-        name = slot[1]
-        found = values[name] if name in values else pick(key(name, steps), WORDS[name])
-        text = text[: slot.start()] + found + text[slot.end() :]
-        steps += 1
-    return sentence(text)
-
-
-def sentence(text: str) -> str:
-    """Blanks and commas in order, articles chosen, a capital and a full stop."""
-    text = re.sub(r"\s+", " ", text).strip()
-    text = re.sub(r"\s+([,.;:)])", r"\1", text)
-    text = re.sub(r"([,;:])(?:\s*[,;:])+", r"\1", text)
-    text = re.sub(r"\ba\(n\) (?=(\S+))", lambda m: _article(m[1]), text, flags=re.IGNORECASE)
-    text = re.sub(r"^[,;:\s]+", "", text).rstrip(" ,;:.")
-    return text[:1].upper() + text[1:] + "."
-
-
-def _article(word: str) -> str:
-    """ "a " or "an " before `word`; numbers as they are spoken (8, 11, 18, 80 to 89)."""
-    number = re.match(r"\d+", word)
-    if number:
-        return "an " if number[0] in ("11", "18") or number[0][0] == "8" else "a "
-    return "an " if word[0].lower() in "aeiou" else "a "
 
 
 PARTS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -631,6 +593,10 @@ GROWTH = {
     "stable": ("unchanged", "stable since the {cm_scan}", "no significant change", "without interval change"),
     "new": ("new since the {cm_scan}", "not seen on the {cm_scan}", "new"),
 }
+NOT_COMPARABLE = "comparison of size is limited because it is not fully included"
+PRIOR = ("Prior CT.", "Previous scan of the same patient.", "Earlier CT.")
+"""How a finding compares with an earlier scan, and what that is called."""
+
 GONE = (
     "the {what} {where} described on the {cm_scan} has resolved",
     "the {what} {where} of the {cm_scan} has disappeared",
