@@ -27,7 +27,6 @@ def test_the_other_side_embeds_the_windows_that_ours_would():
 
 
 def test_it_runs(monkeypatch):
-    monkeypatch.setattr(search, "SIZE_MM", 160.0)
     monkeypatch.setattr(search, "PHANTOM_MM", 5.0)
     monkeypatch.setattr(search, "SPACING", (9.0, 4.0, 4.0))
     monkeypatch.setattr(search, "WINDOW", (8, 24, 24))
