@@ -103,8 +103,9 @@ def test_words_follow_the_interval_and_the_direction() -> None:
     assert "`vicreg` to `vicreg-intra`: the paper's order is reproduced" in words["b"]
     assert "not reproduced (undecided)" in words["c"].replace("**", "")
     lower = ablation_report.MEASURES[2]
-    assert ablation_report.verdict(lower, Interval(-3, -4, -2, 8, 8, 0)) == "better"
-    assert ablation_report.verdict(lower, Interval(-3, None, None, 2, 8, 0)) == "not measured"
+    assert lower.verdict(Interval(-3, -4, -2, 8, 8, 0)) == "better"
+    assert lower.verdict(Interval(-3, None, None, 2, 8, 0)) == "too few patients"
+    assert lower.verdict(None) == "not measured"
 
 
 def test_a_method_without_learning_that_is_as_good_is_named() -> None:

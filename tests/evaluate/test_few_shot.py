@@ -153,9 +153,9 @@ def test_the_page_says_which_is_higher_and_leaves_unpaired_runs_out(tmp_path: Pa
     summary = few_shot_report.write_results(tmp_path, results, setup)
     gain = summary.differences[PRETRAINED, SCRATCH, 5]
     assert gain.value == pytest.approx(0.2)
-    assert few_shot_report.verdict(gain) == "higher"
-    assert few_shot_report.verdict(summary.differences[PRETRAINED, SCRATCH, 50]) == "undecided"
-    assert few_shot_report.verdict(summary.differences[PRETRAINED, INTENSITY, 5]) == "lower"
+    assert few_shot_report.DICE.verdict(gain) == "better"
+    assert few_shot_report.DICE.verdict(summary.differences[PRETRAINED, SCRATCH, 50]) == "undecided"
+    assert few_shot_report.DICE.verdict(summary.differences[PRETRAINED, INTENSITY, 5]) == "worse"
     assert summary.seeds == {5: [0, 1], 50: [0, 1]}
     assert summary.groups == {
         "organs": ("liver",),
@@ -165,7 +165,7 @@ def test_the_page_says_which_is_higher_and_leaves_unpaired_runs_out(tmp_path: Pa
     # Dice of 100 voxels taken of 100 is the share that is hit
     assert summary.macro[PRETRAINED, 5].value == pytest.approx(np.mean([0.7 + 0.01 * (i % 3) for i in range(10)]))
     page = (tmp_path / "few-shot.md").read_text()
-    assert "5 shots: **higher**" in page
+    assert "5 shots: **better**" in page
     assert f"{INTENSITY}, from the same shots: the pretrained network is not above it at 5, 50 shots." in page
     assert (tmp_path / "report.html").is_file()
     assert json.loads((tmp_path / "results.json").read_text())["differences"]

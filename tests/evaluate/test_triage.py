@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, brier_score_loss, f1_score, recall_score, roc_auc_score
 
-from ctfoundry import io, metrics, phantom, zoo
+from ctfoundry import io, phantom, zoo
 from ctfoundry.errors import UsageError
 from ctfoundry.evaluate import triage, triage_heads, triage_report
 from ctfoundry.evaluate.triage import FROZEN, HISTOGRAM, PRETRAINED, READ, SCRATCH, TUNED, Plan
+from ctfoundry.evaluate.triage_report import AUROC
 from ctfoundry.keys import Key
 from ctfoundry.settings import to_data
 from ctfoundry.stats import Interval
@@ -134,26 +135,15 @@ def test_measures_are_those_of_scikit_learn_averaged_over_seeds() -> None:
         assert found.low <= found.value <= found.high
 
 
-def test_many_draws_at_once_are_those_one_by_one() -> None:
-    key = Key.of("draws")
-    scores, positive = key("s").integers(0, 9, 30) / 9.0, key("y").uniform(shape=30) < 0.4  # with ties
-    weight = key("w").integers(0, 4, (20, 30)).astype(float)
-    for ours, theirs in (
-        (triage_report.area_under, metrics.auroc),
-        (triage_report.average_precision, metrics.average_precision),
-    ):
-        assert ours(scores, positive, weight) == pytest.approx([theirs(scores, positive, w) for w in weight], abs=1e-12)
-
-
 def test_words_follow_intervals_and_patients() -> None:
     results, setup = made_up()
     summary = triage_report.summarise(results, setup)
     paired = {(r["ours"], r["other"], r["share"], r["site"]): r for r in summary["paired"]}
     told = paired[PRETRAINED, SCRATCH, 1.0, "source"]["auroc"]
-    assert triage_report.verdict("auroc", told) == "better"
+    assert AUROC.verdict(told) == "better"
     assert told.patients == 40
-    assert triage_report.verdict("auroc", paired[PRETRAINED, SCRATCH, 1.0, "target"]["auroc"]) == "undecided"
-    assert triage_report.verdict("brier", Interval(-0.1, -0.2, -0.05, 9, 9, 0)) == "better"
+    assert AUROC.verdict(paired[PRETRAINED, SCRATCH, 1.0, "target"]["auroc"]) == "undecided"
+    assert triage_report.MEASURES[-1].verdict(Interval(-0.1, -0.2, -0.05, 9, 9, 0)) == "better"
     moved = {(r["method"], r["share"]): r for r in summary["transfer"]}[PRETRAINED, 1.0]["auroc"]
     assert moved.high < 0
     words = triage_report.conclusions(summary)

@@ -8,24 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from ctfoundry import files, stats
+from ctfoundry.evaluate import comparison
 from ctfoundry.evaluate.ablation import ARMS, RANDOM, Plan
-from ctfoundry.report import charts
-from ctfoundry.report.page import Callout, Figure, Heading, Page, Prose, Table, write
+from ctfoundry.evaluate.comparison import Report, intervals, measured, plain
+from ctfoundry.report.page import Table
 from ctfoundry.settings import to_data
 from ctfoundry.stats import Interval, Pair
 
 Values = Mapping[str, Sequence[float]] | Sequence[Pair]
+Found = Mapping[str, Interval | None]
+"""Intervals by the names of measures."""
 
 
 @dataclass(frozen=True)
-class Measure:
-    """One number about an encoder: its unit, its digits and which way is better."""
+class Measure(comparison.Measure):
+    """One number about an encoder. `values` : of results and a method."""
 
-    name: str
-    text: str
-    values: Callable[[Sequence[Mapping[str, Any]], str], Values]
-    higher: bool = True
-    digits: int = 3
+    values: Callable[[Sequence[Mapping[str, Any]], str], Values] = lambda results, method: []
 
 
 def _by_patient(kind: str) -> Callable[[Sequence[Mapping[str, Any]], str], Values]:
@@ -62,11 +61,11 @@ def _searches(column: int) -> Callable[[Sequence[Mapping[str, Any]], str], Value
 
 
 MEASURES = (
-    Measure("dice_macro", "few-shot Dice, mean of structures", _by_patient("macro")),
-    Measure("dice_micro", "few-shot Dice, all voxels together", _by_patient("micro")),
-    Measure("miss_mm", "miss of a search, mm", _searches(4), higher=False, digits=1),
-    Measure("inside", "found place inside the structure, %", _searches(5), digits=1),
-    Measure("views", "views that find each other, real scans, %", _views, digits=1),
+    Measure("dice_macro", "few-shot Dice, mean of structures", values=_by_patient("macro")),
+    Measure("dice_micro", "few-shot Dice, all voxels together", values=_by_patient("micro")),
+    Measure("miss_mm", "miss of a search, mm", values=_searches(4), higher=False, digits=1),
+    Measure("inside", "found place inside the structure, %", values=_searches(5), digits=1),
+    Measure("views", "views that find each other, real scans, %", values=_views, digits=1),
 )
 CLAIMS = (
     ("simclr", "simclr-intra", "+0.257"),
@@ -99,23 +98,14 @@ def change(ours: Values, other: Values) -> Interval | None:
     return stats.pair_difference(ours, other) if not isinstance(other, Mapping) else None
 
 
-def verdict(measure: Measure, found: Interval | None) -> str:
-    """What an interval of a change says."""
-    if found is None or found.low is None or found.high is None:
-        return "not measured"
-    if found.low <= 0 <= found.high:
-        return "undecided"
-    return "better" if (found.value > 0) is measure.higher else "worse"
-
-
 @dataclass(frozen=True)
 class Summary:
     """All intervals: of arms, of methods without learning, of changes from random weights and along the paper's claims."""
 
-    arms: Mapping[str, Mapping[str, Interval | None]]
-    gains: Mapping[str, Mapping[str, Interval | None]]
-    others: Mapping[str, Mapping[str, Interval | None]]
-    claims: Sequence[tuple[str, str, str, Mapping[str, Interval | None]]]
+    arms: Mapping[str, Found]
+    gains: Mapping[str, Found]
+    others: Mapping[str, Found]
+    claims: Sequence[tuple[str, str, str, Found]]
     training: Mapping[str, Sequence[Mapping[str, Any]]]
 
 
@@ -151,25 +141,9 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> Summary:
     )
 
 
-def _text(measure: Measure, found: Interval | None) -> str:
-    return "" if found is None else found.text(measure.digits)
-
-
 def tables(summary: Summary) -> list[Table]:
     """What stands in the page and in the Markdown file."""
-    headers = [m.text for m in MEASURES]
     label = {RANDOM: RANDOM, **ARMS}
-    arms = [[label[arm], *(_text(m, found[m.name]) for m in MEASURES)] for arm, found in summary.arms.items()]
-    others = [[name, *(_text(m, found[m.name]) for m in MEASURES)] for name, found in summary.others.items()]
-    gains = [[label[arm], *(_text(m, found[m.name]) for m in MEASURES)] for arm, found in summary.gains.items()]
-    claims = [
-        [
-            f"{a} to {b}",
-            claim,
-            *(f"{_text(m, found[m.name])} {verdict(m, found[m.name])}" for m in MEASURES),
-        ]
-        for a, b, claim, found in summary.claims
-    ]
     training = [
         [
             label[arm],
@@ -183,14 +157,27 @@ def tables(summary: Summary) -> list[Table]:
         for arm, runs in summary.training.items()
     ]
     return [
-        Table(
-            ["encoder", *headers], [*arms, *others], caption="Mean over patients [95 % interval], all seeds together."
+        measured(
+            ["encoder"],
+            [
+                *(([label[arm]], found) for arm, found in summary.arms.items()),
+                *(([name], found) for name, found in summary.others.items()),
+            ],
+            MEASURES,
+            "Mean over patients [95 % interval], all seeds together.",
         ),
-        Table(["arm", *headers], gains, caption="Change from random weights of the same shape, paired by patient."),
-        Table(
-            ["from, to", "paper (micro Dice)", *headers],
-            claims,
-            caption="Changes that the paper reports, paired by patient; better, worse or undecided by the interval.",
+        measured(
+            ["arm"],
+            [([label[arm]], found) for arm, found in summary.gains.items()],
+            MEASURES,
+            "Change from random weights of the same shape, paired by patient.",
+        ),
+        measured(
+            ["from, to", "paper (micro Dice)"],
+            [([f"{a} to {b}", claim], found) for a, b, claim, found in summary.claims],
+            MEASURES,
+            "Changes that the paper reports, paired by patient; better, worse or undecided by the interval.",
+            judged=True,
         ),
         Table(
             ["arm", "scans a step", "crops", "voxels of a crop", "steps", "seconds of each seed", "announced"],
@@ -204,15 +191,14 @@ def conclusions(summary: Summary) -> list[str]:
     """In words: which of the paper's changes show up here, by the measure that the paper uses and by the others."""
     said = []
     for a, b, claim, found in summary.claims:
-        words = {m.name: verdict(m, found[m.name]) for m in MEASURES}
+        words = {m.name: m.verdict(found[m.name]) for m in MEASURES}
         paper = words["dice_micro"]
         if claim.startswith("not in"):
             tail = f"micro Dice is {paper}"
         else:
-            tail = {
-                "better": "the paper's order is reproduced",
-                "worse": "the paper's order is **reversed**",
-            }.get(paper, "the paper's order is **not reproduced** (undecided)")
+            tail = {"better": "the paper's order is reproduced", "worse": "the paper's order is **reversed**"}.get(
+                paper, f"the paper's order is **not reproduced** ({paper})"
+            )
         rest = ", ".join(f"{m.text}: {words[m.name]}" for m in MEASURES if m.name != "dice_micro")
         said.append(f"`{a}` to `{b}`: {tail}. {rest}.")
     for m in MEASURES:
@@ -233,18 +219,15 @@ def conclusions(summary: Summary) -> list[str]:
 def write_results(out: Path, results: Sequence[Mapping[str, Any]], plan: Plan, *, note: str = "") -> Summary:
     """``ablation.json``, ``ablation.md`` and ``report.html`` into `out`."""
     summary = summarise(results)
-    made = tables(summary)
-    words = conclusions(summary)
     files.write_json(
         out / "ablation.json",
         {
             "plan": to_data(plan),
-            "arms": _plain(summary.arms),
-            "without_learning": _plain(summary.others),
-            "change_from_random": _plain(summary.gains),
+            "arms": plain(summary.arms),
+            "without_learning": plain(summary.others),
+            "change_from_random": plain(summary.gains),
             "claims": [
-                {"from": a, "to": b, "paper": claim, **_plain({"found": found})}
-                for a, b, claim, found in summary.claims
+                {"from": a, "to": b, "paper": claim, "found": plain(found)} for a, b, claim, found in summary.claims
             ],
         },
     )
@@ -254,54 +237,25 @@ def write_results(out: Path, results: Sequence[Mapping[str, Any]], plan: Plan, *
         "synthetic: labels are exact, anatomy is simplified. Intervals are bootstrapped over held-out patients; seeds are averaged "
         "within a patient, so they do not show how much another seed would change. " + note
     )
-    lines = ["# Ablation of objectives and crop counts", "", about, ""]
-    for table in made:
-        lines += [
-            f"**{table.caption}**",
-            "",
-            "| " + " | ".join(table.headers) + " |",
-            "|---" * len(table.headers) + "|",
-        ]
-        lines += ["| " + " | ".join("" if c is None else str(c) for c in row) + " |" for row in table.rows]
-        lines.append("")
-    lines += ["## In words", "", *(f"- {line}" for line in words), ""]
-    files.write_text(out / "ablation.md", "\n".join(lines))
-    figures = []
-    for m in MEASURES:
-        rows = [
-            (name, found.value, found.low, found.high)
-            for name, table in [*summary.arms.items(), *summary.others.items()]
-            if (found := table[m.name]) is not None
-        ]
-        if rows:
-            chart = charts.intervals(rows, xlabel=m.text, title=m.text, marked=[0], digits=m.digits)
-            figures.append(Figure(chart, f"{m.text}; the first row is the untrained encoder.", m.text))
-    write(
-        out / "report.html",
-        Page(
-            "Ablation of objectives and crop counts",
-            [
-                Prose(about),
-                Heading("In words"),
-                *(Callout(line) for line in words),
-                Heading("Pictures"),
-                *figures,
-                Heading("Tables"),
-                *made,
-            ],
-            subtitle="CT-FM's comparison, redone small and measured on patients that no arm saw",
-        ),
-    )
+    rows = [*summary.arms.items(), *summary.others.items()]
+    pictures = [
+        intervals(
+            [(name, found[m.name]) for name, found in rows],
+            m.text,
+            f"{m.text}; the first row is the untrained encoder.",
+            title=m.text,
+            marked=[0],
+            digits=m.digits,
+        )
+        for m in MEASURES
+        if any(found[m.name] is not None for _, found in rows)
+    ]
+    Report(
+        "Ablation of objectives and crop counts",
+        "CT-FM's comparison, redone small and measured on patients that no arm saw",
+        about,
+        conclusions(summary),
+        pictures,
+        tables(summary),
+    ).write(out, "ablation")
     return summary
-
-
-def _plain(table: Mapping[str, Mapping[str, Interval | None]]) -> dict[str, Any]:
-    return {
-        name: {
-            measure: None
-            if found is None
-            else {"value": found.value, "low": found.low, "high": found.high, "patients": found.patients}
-            for measure, found in row.items()
-        }
-        for name, row in table.items()
-    }

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from ctfoundry import files, stats, structures
-from ctfoundry.adapt.scores import interval_data
+from ctfoundry.evaluate.comparison import BETTER, Measure, Report, intervals, plain
 from ctfoundry.evaluate.few_shot import (
     ARMS,
     FROZEN,
@@ -23,13 +23,14 @@ from ctfoundry.evaluate.few_shot import (
     scores_of,
 )
 from ctfoundry.report import charts
-from ctfoundry.report.page import Callout, Figure, Heading, Page, Prose, Table, write
+from ctfoundry.report.page import Figure, Table
 from ctfoundry.stats import Interval
 
 if TYPE_CHECKING:
     from ctfoundry.report.page import Cell
 
 METHODS = (*ARMS, INTENSITY, POSITION)
+DICE = Measure("dice", "macro Dice")
 PAIRS = ((PRETRAINED, SCRATCH), (FROZEN, FROZEN_RANDOM), (PRETRAINED, INTENSITY), (PRETRAINED, POSITION))
 """Which methods are compared: the first minus the second."""
 OTHER = "skin, fat, discs and others"
@@ -43,6 +44,9 @@ _GROUPS = {
 """TotalSegmentator's groups in words."""
 
 Results = Sequence[Mapping[str, Any]]
+Key = TypeVar("Key")
+Runs = Mapping[str, Mapping[int, float]]
+"""A number of each patient, by seed."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def group_of(parts: Sequence[str]) -> str:
     return OTHER
 
 
-def by_patient(results: Results, method: str, shots: int, columns: Sequence[int] = ()) -> dict[str, dict[int, float]]:
+def by_patient(results: Results, method: str, shots: int, columns: Sequence[int] = ()) -> Runs:
     """Of each patient, by seed, the mean Dice over the classes that scan or prediction holds (`columns`: those classes alone)."""
     found: dict[str, dict[int, float]] = {}
     for result in results:
@@ -95,15 +99,19 @@ def by_patient(results: Results, method: str, shots: int, columns: Sequence[int]
     return found
 
 
-def paired(ours: Mapping[str, Mapping[int, float]], other: Mapping[str, Mapping[int, float]]) -> Interval | None:
+def averaged(runs: Runs) -> Interval | None:
+    """Mean over patients, of each over the seeds; None where nothing was measured."""
+    return stats.mean({patient: list(own.values()) for patient, own in runs.items()}) if runs else None
+
+
+def paired(ours: Runs, other: Runs) -> Interval | None:
     """Mean of (ours - other) over patients, of each over the seeds that both have; None where they share nothing."""
-    values = {
-        patient: [value - other[patient][seed] for seed, value in own.items() if seed in other[patient]]
+    shared = {
+        patient: {seed: value - other[patient][seed] for seed, value in own.items() if seed in other[patient]}
         for patient, own in ours.items()
         if patient in other
     }
-    values = {patient: own for patient, own in values.items() if own}
-    return stats.mean(values) if values else None
+    return averaged({patient: own for patient, own in shared.items() if own})
 
 
 def balanced(results: Results) -> list[Mapping[str, Any]]:
@@ -122,14 +130,12 @@ def summarise(results: Results, groups: Mapping[str, Sequence[str]]) -> Summary:
         kinds[group_of(parts)] = (*kinds.get(group_of(parts), ()), name)
     order = [*(g for g in _GROUPS.values() if g in kinds), *(g for g in kinds if g not in _GROUPS.values())]
     values = {(method, n): by_patient(results, method, n) for method in METHODS for n in shots}
-    values = {key: found for key, found in values.items() if found}
+    values = {key: runs for key, runs in values.items() if runs}
     differences: dict[tuple[str, str, int], Interval] = {}
     by_seed: dict[tuple[str, str, int], list[float]] = {}
     for a, b in PAIRS:
         for n in shots:
-            if (a, n) not in values or (b, n) not in values:
-                continue
-            ours, other = values[a, n], values[b, n]
+            ours, other = values.get((a, n), {}), values.get((b, n), {})
             found = paired(ours, other)
             if found is not None:
                 differences[a, b, n] = found
@@ -137,31 +143,28 @@ def summarise(results: Results, groups: Mapping[str, Sequence[str]]) -> Summary:
                 by_seed[a, b, n] = [
                     sum(ours[p][s] - other[p][s] for p in ours if p in other) / len(ours) for s in seeds
                 ]
-    group_macro: dict[tuple[str, str, int], Interval] = {}
-    group_differences: dict[tuple[str, int], Interval] = {}
-    classes: dict[tuple[str, str, int], float] = {}
-    for method, n in values:
-        for group in order:
-            columns = [names.index(name) for name in kinds[group]]
-            own = by_patient(results, method, n, columns)
-            if own:
-                group_macro[group, method, n] = stats.mean({p: list(v.values()) for p, v in own.items()})
-        for i, name in enumerate(names):
-            own = by_patient(results, method, n, [i])
-            classes[name, method, n] = _mean([_mean(list(v.values())) for v in own.values()])
-    for group in order:
-        columns = [names.index(name) for name in kinds[group]]
-        for n in shots:
-            change = paired(*(by_patient(results, method, n, columns) for method in (PRETRAINED, SCRATCH)))
-            if change is not None:
-                group_differences[group, n] = change
+    grouped: dict[tuple[str, str, int], Runs] = {
+        (group, method, n): by_patient(results, method, n, [names.index(name) for name in kinds[group]])
+        for method, n in values
+        for group in order
+    }
+    changes = {
+        (group, n): paired(grouped.get((group, PRETRAINED, n), {}), grouped.get((group, SCRATCH, n), {}))
+        for group in order
+        for n in shots
+    }
+    classes = {
+        (name, method, n): _mean(by_patient(results, method, n, [i]))
+        for method, n in values
+        for i, name in enumerate(names)
+    }
     return Summary(
-        {key: stats.mean({p: list(v.values()) for p, v in found.items()}) for key, found in values.items()},
+        _known({key: averaged(runs) for key, runs in values.items()}),
         {key: _micro(results, *key) for key in values},
         differences,
         {group: kinds[group] for group in order},
-        group_macro,
-        group_differences,
+        _known({key: averaged(runs) for key, runs in grouped.items()}),
+        _known(changes),
         classes,
         by_seed,
         shots,
@@ -170,8 +173,13 @@ def summarise(results: Results, groups: Mapping[str, Sequence[str]]) -> Summary:
     )
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
+def _mean(runs: Runs) -> float:
+    """The value of `averaged` without its interval, which takes time."""
+    return float(np.mean([np.mean(list(own.values())) for own in runs.values()])) if runs else float("nan")
+
+
+def _known(found: Mapping[Key, Interval | None]) -> dict[Key, Interval]:
+    return {key: interval for key, interval in found.items() if interval is not None}
 
 
 def _micro(results: Results, method: str, shots: int) -> float:
@@ -180,55 +188,34 @@ def _micro(results: Results, method: str, shots: int) -> float:
     return float(2 * hit / (taken + held))
 
 
-def verdict(found: Interval) -> str:
-    """What a difference of Dice says."""
-    if found.low is None or found.high is None:
-        return "too few patients"
-    return "undecided" if found.low <= 0 <= found.high else "higher" if found.value > 0 else "lower"
-
-
 def tables(summary: Summary) -> list[Table]:
     """The curve, the differences, the structure groups and the structures."""
     shots = summary.shots
-    curve: list[list[Cell]] = [
-        [method, *(_text(summary.macro.get((method, n))) for n in shots)]
-        for method in METHODS
-        if any((method, n) in summary.macro for n in shots)
-    ]
-    micro = [
-        [method, *(_number(summary.micro.get((method, n))) for n in shots)]
-        for method in METHODS
-        if any((method, n) in summary.micro for n in shots)
-    ]
+    ran = [method for method in METHODS if any((method, n) in summary.macro for n in shots)]
+    curve: list[list[Cell]] = [[method, *(DICE.shown(summary.macro.get((method, n))) for n in shots)] for method in ran]
+    micro: list[list[Cell]] = [[method, *(_number(summary.micro.get((method, n))) for n in shots)] for method in ran]
     seeds: list[Cell] = ["seeds", *(len(summary.seeds.get(n, ())) for n in shots)]
     changes: list[list[Cell]] = [
         [
             f"{a} - {b}",
             n,
-            found.text(3),
-            verdict(found),
+            DICE.shown(found),
+            DICE.verdict(found),
             ", ".join(f"{v:+.3f}" for v in summary.by_seed[a, b, n]),
         ]
         for (a, b, n), found in summary.differences.items()
     ]
-    few, many = shots[0], shots[-1]
-    ends = [few] if few == many else [few, many]
-    groups = [
-        [
-            f"{group} ({len(names)})",
-            *(
-                text
-                for n in ends
-                for text in (
-                    *(_text(summary.group_macro.get((group, m, n)), short=True) for m in (PRETRAINED, SCRATCH)),
-                    _text(summary.group_differences.get((group, n))),
-                    *(_text(summary.group_macro.get((group, m, n)), short=True) for m in (INTENSITY, POSITION)),
-                )
-            ),
-        ]
-        for group, names in summary.groups.items()
-    ]
-    classes = [
+    ends = sorted({shots[0], shots[-1]})
+    groups: list[list[Cell]] = []
+    for group, names in summary.groups.items():
+        row: list[Cell] = [f"{group} ({len(names)})"]
+        for n in ends:
+            own = {m: None if (i := summary.group_macro.get((group, m, n))) is None else i.value for m in METHODS}
+            row += [_number(own[PRETRAINED], 2), _number(own[SCRATCH], 2)]
+            row += [DICE.shown(summary.group_differences.get((group, n)))]
+            row += [_number(own[INTENSITY], 2), _number(own[POSITION], 2)]
+        groups.append(row)
+    classes: list[list[Cell]] = [
         [
             name,
             group,
@@ -262,19 +249,11 @@ def tables(summary: Summary) -> list[Table]:
             caption=f"Structure groups (TotalSegmentator's) at {' and '.join(map(str, ends))} shots: mean Dice of a group's structures.",
         ),
         Table(
-            [
-                "structure",
-                "group",
-                *(f"{what}, {n}" for n in ends for what in (PRETRAINED, SCRATCH, "HU", "position")),
-            ],
+            ["structure", "group", *(f"{what}, {n}" for n in ends for what in (PRETRAINED, SCRATCH, "HU", "position"))],
             classes,
             caption=f"Every structure at {' and '.join(map(str, ends))} shots.",
         ),
     ]
-
-
-def _text(found: Interval | None, *, short: bool = False) -> str:
-    return "" if found is None else f"{found.value:.2f}" if short else found.text(3)
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -287,11 +266,11 @@ def conclusions(summary: Summary) -> list[str]:
     for a, b in PAIRS[:2]:
         found = {n: i for (x, y, n), i in summary.differences.items() if (x, y) == (a, b)}
         if found:
-            each = "; ".join(f"{n} shots: **{verdict(i)}**, {i.text(3)}" for n, i in found.items())
+            each = "; ".join(f"{n} shots: **{DICE.verdict(i)}**, {i.text(3)}" for n, i in found.items())
             said.append(f"{a} against {b}, macro Dice: {each}.")
     for method in (INTENSITY, POSITION):
         found = {n: i for (x, y, n), i in summary.differences.items() if (x, y) == (PRETRAINED, method)}
-        below = [n for n, i in found.items() if verdict(i) != "higher"]
+        below = [n for n, i in found.items() if DICE.verdict(i) != BETTER]
         if found:
             tail = (
                 f"not above it at {', '.join(map(str, below))} shots" if below else "above it at every number of shots"
@@ -329,85 +308,54 @@ def curve(summary: Summary) -> charts.Svg:
     """Macro Dice over shots, with intervals; the frozen runs, at the fewest and the most shots, stand in the table alone."""
     series, bands = {}, {}
     for method in (PRETRAINED, SCRATCH, INTENSITY, POSITION):
-        own = [n for n in summary.shots if (method, n) in summary.macro]
-        found = [summary.macro[method, n] for n in own]
-        series[method] = ([float(n) for n in own], [i.value for i in found])
-        if found and all(i.low is not None for i in found):
-            bands[method] = (
-                [i.low if i.low is not None else i.value for i in found],
-                [i.high if i.high is not None else i.value for i in found],
-            )
-    series = {name: line for name, line in series.items() if line[0]}
-    return charts.lines(
-        series,
-        xlabel="labelled phantoms to learn from",
-        ylabel="macro Dice",
-        bands=bands,
-        height=3.6,
-    )
+        found = {float(n): summary.macro[method, n] for n in summary.shots if (method, n) in summary.macro}
+        if not found:
+            continue
+        series[method] = (list(found), [i.value for i in found.values()])
+        ends = [(i.low, i.high) for i in found.values() if i.low is not None and i.high is not None]
+        if len(ends) == len(found):
+            bands[method] = ([low for low, _ in ends], [high for _, high in ends])
+    return charts.lines(series, xlabel="labelled phantoms to learn from", ylabel="macro Dice", bands=bands, height=3.6)
 
 
 def write_results(out: Path, results: Results, setup: Mapping[str, Any]) -> Summary:
     """``results.json``, ``few-shot.md`` and ``report.html`` into `out`."""
     groups = {name: entry["parts"] for name, entry in setup["structures"].items()}
     summary = summarise(results, groups)
-    made, words, text = tables(summary), conclusions(summary), about(setup, summary)
+    words, text = conclusions(summary), about(setup, summary)
     files.write_json(
         out / "results.json",
         {
             "about": text,
             "words": words,
-            "macro": [{"method": m, "shots": n, **interval_data(i)} for (m, n), i in summary.macro.items()],
+            "macro": [{"method": m, "shots": n, **plain(i)} for (m, n), i in summary.macro.items()],
             "micro": [{"method": m, "shots": n, "value": v} for (m, n), v in summary.micro.items()],
             "differences": [
-                {
-                    "ours": a,
-                    "other": b,
-                    "shots": n,
-                    "by_seed": list(summary.by_seed[a, b, n]),
-                    **interval_data(i),
-                }
+                {"ours": a, "other": b, "shots": n, "by_seed": list(summary.by_seed[a, b, n]), **plain(i)}
                 for (a, b, n), i in summary.differences.items()
             ],
             "group_differences": [
-                {"group": g, "shots": n, **interval_data(i)} for (g, n), i in summary.group_differences.items()
+                {"group": g, "shots": n, **plain(i)} for (g, n), i in summary.group_differences.items()
             ],
         },
     )
-    lines = ["# Few-shot segmentation of phantoms", "", text, ""]
-    for table in made:
-        lines += [
-            f"**{table.caption}**",
-            "",
-            "| " + " | ".join(table.headers) + " |",
-            "|---" * len(table.headers) + "|",
-        ]
-        lines += ["| " + " | ".join("" if c is None else str(c) for c in row) + " |" for row in table.rows]
-        lines.append("")
-    lines += ["## In words", "", *(f"- {line}" for line in words), ""]
-    files.write_text(out / "few-shot.md", "\n".join(lines))
-    group_rows = [
-        (f"{group}, {n} shots", i.value, i.low, i.high) for (group, n), i in summary.group_differences.items()
-    ]
-    write(
-        out / "report.html",
-        Page(
-            "Few-shot segmentation of phantoms",
-            [
-                Prose(text),
-                Heading("In words"),
-                *(Callout(line) for line in words),
-                Heading("Pictures"),
-                Figure(curve(summary), "Macro Dice by labelled phantoms; shades are 95 % intervals.", "few-shot curve"),
-                Figure(
-                    charts.intervals(group_rows, xlabel="pretrained - from scratch, Dice", reference=0.0, digits=3),
-                    "What pretraining changes, by structure group.",
-                    "differences by structure group",
-                ),
-                Heading("Tables"),
-                *made,
-            ],
-            subtitle="Pretrained against from scratch, beside methods that know no anatomy",
+    pictures = [
+        Figure(curve(summary), "Macro Dice by labelled phantoms; shades are 95 % intervals.", "few-shot curve"),
+        intervals(
+            [(f"{group}, {n} shots", i) for (group, n), i in summary.group_differences.items()],
+            "pretrained - from scratch, Dice",
+            "What pretraining changes, by structure group.",
+            "differences by structure group",
+            reference=0.0,
+            digits=3,
         ),
-    )
+    ]
+    Report(
+        "Few-shot segmentation of phantoms",
+        "Pretrained against from scratch, beside methods that know no anatomy",
+        text,
+        words,
+        pictures,
+        tables(summary),
+    ).write(out, "few-shot")
     return summary

@@ -11,9 +11,18 @@ import numpy as np
 
 from ctfoundry import files, stats
 from ctfoundry.evaluate import tumours, tumours_trivial
-from ctfoundry.evaluate.tumours_picture import write_picture
-from ctfoundry.report import charts
-from ctfoundry.report.page import Callout, Figure, Heading, Page, Prose, Section, Table, write
+from ctfoundry.evaluate.comparison import (
+    BETTER,
+    UNDECIDED,
+    WORSE,
+    Measure,
+    Report,
+    intervals,
+    measured,
+    plain,
+    write_picture,
+)
+from ctfoundry.report.page import Figure, Heading, Prose, Section, Table
 
 if TYPE_CHECKING:
     from ctfoundry.report.page import Cell
@@ -22,18 +31,9 @@ if TYPE_CHECKING:
 Values = Mapping[str, Sequence[float]]
 
 
-@dataclass(frozen=True)
-class Measure:
-    """One number of a scan: its name, its text, its digits and which way is better (None: neither)."""
-
-    name: str
-    text: str
-    higher: bool | None = True
-    digits: int = 3
-
-
+DICE = Measure("dice", "Dice")
 MEASURES = (
-    Measure("dice", "Dice"),
+    DICE,
     Measure("found", "tumours found", digits=2),
     Measure("touched", "tumours touched", digits=2),
     Measure("false_positives", "false positives a scan", higher=False, digits=2),
@@ -41,12 +41,7 @@ MEASURES = (
     Measure("bias", "signed volume error, %", higher=None, digits=0),
     Measure("surface_mm", "surface distance, mm", higher=False, digits=1),
 )
-TRIVIAL = (
-    tumours_trivial.INTENSITY,
-    tumours_trivial.PLACE,
-    tumours_trivial.CENTRE,
-    tumours_trivial.MARGIN,
-)
+TRIVIAL = (tumours_trivial.INTENSITY, tumours_trivial.PLACE, tumours_trivial.CENTRE, tumours_trivial.MARGIN)
 
 
 def value(measure: str, scan: Mapping[str, Any]) -> float:
@@ -129,30 +124,8 @@ def _pairs(methods: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
-def verdict(measure: Measure, found: Interval) -> str:
-    """What an interval of a difference says: better, worse or undecided."""
-    if measure.higher is None or found.low is None or found.high is None:
-        return ""
-    if found.low <= 0 <= found.high:
-        return "undecided"
-    return "better" if (found.value > 0) is measure.higher else "worse"
-
-
 def tables(summary: Summary) -> list[Table]:
     """What stands in the page and in the Markdown file."""
-    headers = [m.text for m in MEASURES]
-    methods: list[list[Cell]] = [
-        [name, table["dice"].patients, *(table[m.name].text(m.digits) for m in MEASURES), summary.empty[name]]
-        for name, table in summary.methods.items()
-    ]
-    differences: list[list[Cell]] = [
-        [
-            f"{a} minus {b}",
-            table["dice"].patients,
-            *(f"{table[m.name].text(m.digits)} {verdict(m, table[m.name])}".strip() for m in MEASURES),
-        ]
-        for (a, b), table in summary.differences.items()
-    ]
     arms: dict[str, list[Mapping[str, Any]]] = {}
     for row in summary.training:
         arms.setdefault(row["arm"], []).append(row)
@@ -168,19 +141,21 @@ def tables(summary: Summary) -> list[Table]:
         for arm, runs in arms.items()
     ]
     return [
-        Table(
-            ["method", "patients", *headers, "empty"],
-            methods,
-            caption=(
-                f"Mean over test patients [95 % interval]. Found: overlap of at least {tumours.FOUND_IOU:.0%} of the union; touched: one "
-                f"voxel. False positives: connected parts of at least {tumours.SMALLEST} voxels that touch no tumour. Surface distance: "
-                "symmetric mean; a scan where nothing is predicted (column empty) counts the diagonal of its grid."
-            ),
+        measured(
+            ["method", "patients"],
+            [([name, row["dice"].patients], row) for name, row in summary.methods.items()],
+            MEASURES,
+            f"Mean over test patients [95 % interval]. Found: overlap of at least {tumours.FOUND_IOU:.0%} of the union; touched: one "
+            f"voxel. False positives: connected parts of at least {tumours.SMALLEST} voxels that touch no tumour. Surface distance: "
+            "symmetric mean; a scan where nothing is predicted (column empty) counts the diagonal of its grid.",
+            more={"empty": list(summary.empty.values())},
         ),
-        Table(
-            ["difference", "patients", *headers],
-            differences,
-            caption="Differences, paired by patient [95 % interval]; better, worse or undecided says it of the first.",
+        measured(
+            ["difference", "patients"],
+            [([f"{a} minus {b}", row["dice"].patients], row) for (a, b), row in summary.differences.items()],
+            MEASURES,
+            "Differences, paired by patient [95 % interval]; better, worse or undecided says it of the first.",
+            judged=True,
         ),
         Table(
             ["arm", "runs", "parameters", "steps", "step kept", "validation Dice"],
@@ -193,21 +168,17 @@ def tables(summary: Summary) -> list[Table]:
 def conclusions(summary: Summary) -> list[str]:
     """In words, from the intervals alone."""
     said = []
-    dice = MEASURES[0]
-    for (a, b), table in summary.differences.items():
+    for (a, b), row in summary.differences.items():
         if {a, b} & set(summary.silent):
             continue
-        found = table["dice"]
+        found = row["dice"]
         word = {
-            "better": f"**{a} is better** than {b}",
-            "worse": f"**{a} is worse** than {b}",
-            "undecided": f"{a} and {b} cannot be told apart",
-        }.get(verdict(dice, found), f"{a} and {b}: too few patients to say")
-        rest = ", ".join(
-            f"{m.text} {verdict(m, table[m.name])}"
-            for m in MEASURES[1:]
-            if verdict(m, table[m.name]) in ("better", "worse")
-        )
+            BETTER: f"**{a} is better** than {b}",
+            WORSE: f"**{a} is worse** than {b}",
+            UNDECIDED: f"{a} and {b} cannot be told apart",
+        }.get(DICE.verdict(found), f"{a} and {b}: too few patients to say")
+        words = [(m.text, m.verdict(row[m.name])) for m in MEASURES[1:]]
+        rest = ", ".join(f"{text} {told}" for text, told in words if told in (BETTER, WORSE))
         said.append(
             f"{word} by Dice: {found.text(3)}, {found.patients} patients" + (f"; also: {rest}." if rest else ".")
         )
@@ -314,60 +285,54 @@ def write_results(
 ) -> Summary:
     """``results.json``, ``tumours.md``, ``report.html`` and, where an arm was pretrained, ``tumours.png`` into `out`."""
     summary = summarise(results)
-    made = [*tables(summary), *([chest_table(chest)] if chest else [])]
-    words = conclusions(summary)
     files.write_json(
         out / "results.json",
         {
             "setup": dict(setup),
-            "methods": {m: {k: _plain(i) for k, i in row.items()} for m, row in summary.methods.items()},
-            "differences": [
-                {"ours": a, "other": b, **{k: _plain(i) for k, i in row.items()}}
-                for (a, b), row in summary.differences.items()
-            ],
+            "methods": plain(summary.methods),
+            "differences": [{"ours": a, "other": b, **plain(row)} for (a, b), row in summary.differences.items()],
             "empty": dict(summary.empty),
             "scans": {m: {k: dict(v) for k, v in row.items()} for m, row in summary.scans.items()},
             "training": list(summary.training),
             "chest": None if chest is None else dict(chest),
         },
     )
-    lines = ["# Tumours on real scans", "", about(setup), "", "## In words", "", *(f"- {line}" for line in words), ""]
-    for table in made:
-        lines += [f"**{table.caption}**", "", "| " + " | ".join(table.headers) + " |"]
-        lines += ["|---" * len(table.headers) + "|"]
-        lines += ["| " + " | ".join("" if c is None else str(c) for c in row) + " |" for row in table.rows] + [""]
-    files.write_text(out / "tumours.md", "\n".join(lines))
-    shown: list[Section] = []
-    for m in (MEASURES[0], MEASURES[6]):
-        rows = [(name, t[m.name].value, t[m.name].low, t[m.name].high) for name, t in summary.methods.items()]
-        marked = [i for i, name in enumerate(summary.methods) if ", pretrained" in name]
-        chart = charts.intervals(rows, xlabel=m.text, title=m.text, marked=marked, digits=m.digits)
-        shown.append(Figure(chart, f"{m.text} of every method, mean over patients with its interval.", m.text))
-    best = next((name for name in summary.methods if ", pretrained" in name), None)
-    if best is not None:
-        shown.append(Heading("What was missed, and the best"))
-        shown.append(Prose(f"Of {best}. Blue: reference. Orange: prediction. White: where both outlines run."))
-        made_of = pictures(out, data, summary, best)
-        shown += [Figure(picture, caption, alt) for caption, alt, picture in made_of]
-        write_picture(out / "tumours.png", summary, best, [*made_of[:2], made_of[-2]])
-    write(
-        out / "report.html",
-        Page(
-            "Tumours on real scans",
-            [
-                Prose(about(setup)),
-                Heading("In words"),
-                *(Callout(line) for line in words),
-                Heading("Pictures"),
-                *shown,
-                Heading("Tables"),
-                *made,
-            ],
-            subtitle="Pretrained against from scratch, beside what a crop gives away",
-        ),
-    )
+    pretrained = [name for name in summary.methods if ", pretrained" in name]
+    marked = [i for i, name in enumerate(summary.methods) if name in pretrained]
+    shown: list[Section] = [
+        intervals(
+            [(name, row[m.name]) for name, row in summary.methods.items()],
+            m.text,
+            f"{m.text} of every method, mean over patients with its interval.",
+            title=m.text,
+            marked=marked,
+            digits=m.digits,
+        )
+        for m in (DICE, MEASURES[6])
+    ]
+    if pretrained:
+        best, colours = pretrained[0], "Blue: reference. Orange: prediction. White: where both outlines run."
+        made = pictures(out, data, summary, best)
+        shown += [Heading("What was missed, and the best"), Prose(f"Of {best}. {colours}")]
+        shown += [Figure(picture, caption, alt) for caption, alt, picture in made]
+        dice = {f"{m}\n{row['dice'].text(2)}, {row['dice'].patients} patients": m for m, row in summary.methods.items()}
+        rows = {text: summary.methods[m]["dice"] for text, m in dice.items()}
+        write_picture(
+            out / "tumours.png",
+            {
+                "in the pictures": {text: found for text, found in rows.items() if dice[text] == best},
+                "others": {text: found for text, found in rows.items() if dice[text] != best},
+            },
+            [(caption, picture) for caption, _, picture in (*made[:2], made[-2])],
+            "Dice on test patients, mean and 95 % interval",
+            footer=f"{best}. {colours}",
+        )
+    Report(
+        "Tumours on real scans",
+        "Pretrained against from scratch, beside what a crop gives away",
+        about(setup),
+        conclusions(summary),
+        shown,
+        [*tables(summary), *([chest_table(chest)] if chest else [])],
+    ).write(out, "tumours")
     return summary
-
-
-def _plain(found: Interval) -> dict[str, Any]:
-    return {"value": found.value, "low": found.low, "high": found.high, "patients": found.patients}
