@@ -15,6 +15,7 @@ import pytest
 
 import worlds
 from ctfoundry import io
+from ctfoundry.errors import NotAScanError
 from ctfoundry.io.dicom_write import write_series
 from ctfoundry.serve import offers, reader
 from ctfoundry.serve.offers import Offer, offered
@@ -207,6 +208,26 @@ def test_other_formats_and_label_maps(tmp_path):
     place.write_bytes(zipped(ct=tmp_path / "ct.nii.gz"))
     assert offered(place, 1 << 30) is None
     assert offered(tmp_path / "ct.nii.gz", 1 << 30) is None
+
+
+def test_archives_of_pieces_are_refused_in_few_words(tmp_path):
+    """`io.read` would list them all by UID."""
+    flat = worlds.body(0, (1, 6, 6))
+    (path,) = write_series(tmp_path / "one", flat.voxels, flat.affine, series="777")
+    with zipfile.ZipFile(tmp_path / "sent", "w") as made:
+        for number in range(20):
+            made.writestr(f"Doe/{number}", path.read_bytes().replace(b".777", b".%03d" % (777 + number)))
+    with pytest.raises(NotAScanError, match="holds 20 single slices, each of another series"):
+        offered(tmp_path / "sent", 1 << 30)
+    with zipfile.ZipFile(tmp_path / "sent", "w") as made:
+        for number in range(3):
+            files = write_series(
+                tmp_path / f"{number}", worlds.body(number, (6, 6, 6)).voxels, worlds.body(0).affine, series=f"{number}"
+            )
+            for path in (*files[:2], *files[3:]):
+                made.write(path, f"Doe/{number}/{path.name}")
+    with pytest.raises(NotAScanError, match="holds 3 volumes, of which none can be opened: 3 are damaged"):
+        offered(tmp_path / "sent", 1 << 30)
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,8 @@ def drop(page, data, name):
 def test_an_archive_with_several_scans_asks_which(page, served, index, tmp_path):
     data, volumes = archive(tmp_path)
     enter(page, index.names[0])
+    page.click(*middle(page))
+    page.wait(SEARCHED)
     drop(page, data, "Doe Jane.zip")
     page.wait("document.querySelector('#offers').open")
     rows = page.run("[...document.querySelectorAll('.offer')].map(e => e.innerText.replace(/\\s+/g, ' ').trim())")
@@ -204,6 +206,7 @@ def test_an_archive_with_several_scans_asks_which(page, served, index, tmp_path)
     page.key("Escape")
     page.wait("!document.querySelector('#offers').open && !document.querySelector('#upload').disabled")
     assert f"scan={id}" in page.run("location.hash")
+    assert page.run("document.querySelectorAll('.hit').length") == 0, "an answer to another scan is none to this one"
     end = time.monotonic() + 20
     while [status for status, url in page.answers if "/api/uploads/" in url] != [200, 200]:  # the choice, and this
         assert time.monotonic() < end, page.answers
@@ -217,7 +220,7 @@ def test_colours_a_file_and_an_error(page, index, tmp_path):
     plain = page.run(f"{SPREAD}(document.querySelector('canvas[data-plane=axial]'))")
     page.key("c")
     page.wait(f"{SPREAD}(document.querySelector('canvas[data-plane=axial]')) > {plain} + 20")
-    for size in ((820, 1180), (1280, 800)):
+    for size in ((400, 800), (820, 1180), (900, 700), (1280, 800)):
         page.size(*size)
         assert page.run("document.documentElement.scrollWidth <= innerWidth")
     io.write(worlds.body(9, shape=(8, 30, 32)), tmp_path / "new.nii.gz")

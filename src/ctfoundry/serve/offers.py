@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ctfoundry import io
-from ctfoundry.io.discovery import Found
+from ctfoundry.errors import NotAScanError
+from ctfoundry.io.discovery import SINGLE, Found
 from ctfoundry.io.zip_directory import is_zip
 
 MOST = 200
@@ -22,6 +23,7 @@ KERNELS = re.compile(
 PART = re.compile(r"[a-z ]{0,20}[\d.]{1,7}(%| ms| mm thick| kV)?( \(\d{1,3}\))?|axial|coronal|sagittal|oblique|\d+x\d+")
 """What tells parts of one series apart, where it may be shown."""
 PLANES = {"S": "axial", "I": "axial", "P": "coronal", "A": "coronal", "L": "sagittal", "R": "sagittal"}
+LOOK = "give it to `ctfoundry inspect`, which says more"
 TILTED_DEG = 10.0
 """Slices that lean more than this are called oblique."""
 
@@ -74,15 +76,23 @@ def offered(path: Path, cap: int) -> Offer | str | None:
     """What an archive holds: several scans to choose from; the name of its only one, where there is something else besides;
     None where it is left to `io.read`, which reads it or says what is wrong. Pixels are not looked at.
 
-    Raises what `io.discover` raises.
+    Raises what `io.discover` raises, and NotAScanError for several of which none is a scan: `io.read` would list their UIDs.
     """
     with open(path, "rb") as file:
         if not is_zip(file.read(4)):
             return None
     found = io.discover(path)
-    scans = found.scans
+    scans, count = found.scans, len(found.found)
     broken = sum(item.problem is not None and not item.is_label for item in found.found)
-    if len(found.found) < 2 or not scans:
+    lone = found.skipped.get(SINGLE, 0)
+    if not count and lone > 1:
+        raise NotAScanError(
+            f"holds {lone} single slices, each of another series, and no scan", do="give a whole series"
+        )
+    if count > 1 and not scans:
+        what = f"holds {count} volumes, of which none can be opened: {broken} are damaged or lack slices"
+        raise NotAScanError(what + (f", {count - broken} are label maps" if count > broken else ""), do=LOOK)
+    if count < 2:
         return None
     if len(scans) == 1 and not broken:
         return _name(scans[0], path)

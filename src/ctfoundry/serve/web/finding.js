@@ -89,7 +89,7 @@ export class Finding {
     const bar = make("meter", { min: 0, max: 1, value: Math.max(0, event.similarity), title: "cosine similarity" });
     const facts = own ? make("span", { className: "tag", textContent: "sought" }) : make("span", { className: "number", textContent: event.similarity.toFixed(3) });
     const open = make("button", { textContent: own ? "Back to it" : "Open here", onclick: () => this.jump(event.scan, hit.point) });
-    hit.card.append(make("div", { className: "row" }, title, own ? null : bar, facts, own ? null : doubt, make("span", { className: "spring" }), open), make("div", { className: "trio" }, ...Object.values(hit.canvases)));
+    hit.card.append(make("div", { className: "row" }, title, own ? null : bar, facts, own ? null : doubt, make("span", { className: "spring" }), open), make("div", { className: "trio busy" }, ...Object.values(hit.canvases)));
     hit.card.hit = hit;
     hit.card.querySelector(".trio").onclick = () => this.jump(event.scan, hit.point);
     const before = [...byId("hits").children].find((card) => !own && !card.hit?.own && (!card.hit || card.hit.similarity < event.similarity));
@@ -113,6 +113,7 @@ export class Finding {
       if (this.heatOn) hit.heat = await this.heat(hit.scan);
       this.paint(hit);
     } catch (error) {
+      hit.card.querySelector(".trio").classList.remove("busy");
       if (hit.job === this.job) hit.card.querySelector(".trio").replaceChildren(make("p", { textContent: error.what ?? String(error) }));
     }
   }
@@ -120,11 +121,13 @@ export class Finding {
   paint(hit) {
     if (!hit.volume || !hit.card.isConnected) return;
     const scan = hit.volume, point = scan.inside(scan.voxel(hit.point));
+    const box = around(scan, point);
     const view = {
-      point, middle: scan.middle, zoom: 1, scale: fitting(scan, hit.canvases), spacing: scan.spacing, small: true, mark: true,
+      point, middle: box.middle, zoom: 1, scale: fitting(box, hit.canvases), spacing: scan.spacing, small: true, mark: true,
       window: this.query.window && scan.unit === "HU" ? this.query.window : scan.window, heat: this.heatOn ? hit.heat : null,
     };
-    for (const [plane, canvas] of Object.entries(hit.canvases)) draw(canvas, plane, scan, view, () => this.paint(hit));
+    const there = Object.entries(hit.canvases).map(([plane, canvas]) => draw(canvas, plane, scan, view, () => this.paint(hit)));
+    hit.card.querySelector(".trio").classList.toggle("busy", !there.every(Boolean));
   }
 
   redraw() {
@@ -163,12 +166,20 @@ export class Finding {
       }
       if (this.open !== id) return;
       box.replaceChildren(...(found.neighbours ?? []).map((n) => make("button", { className: "neighbour", title: n.id, onclick: () => this.jump(n.id) },
-        picture(n.id), make("span", {}, make("strong", { textContent: short(n.id) }), make("meter", { min: 0, max: 1, value: Math.max(0, n.similarity) }), make("span", { className: "number", textContent: n.similarity.toFixed(3) })))));
+        picture(n.id), make("span", {}, make("strong", { textContent: short(n.id) }), make("span", { className: "number", textContent: n.similarity.toFixed(3), title: "Cosine similarity of the two scans' vectors. All CTs are much alike to a network: their order says more than the number." })))));
       if (!box.children.length) box.append(make("p", { className: "hint", textContent: "The index holds no other scan." }));
     } catch (error) {
       if (this.open === id) box.replaceChildren(make("p", { className: "hint", textContent: `${error.what ?? error}` }));
     }
   }
+}
+
+/** The body's box of a scan, and a place that may lie beyond it, in voxels. */
+function around(scan, point) {
+  const margin = scan.spacing.map((mm) => 15 / mm);
+  const first = scan.first.map((v, axis) => Math.min(v, point[axis] - margin[axis]));
+  const last = scan.last.map((v, axis) => Math.max(v, point[axis] + margin[axis]));
+  return { first, last, middle: first.map((v, axis) => (v + last[axis]) / 2), spacing: scan.spacing };
 }
 
 /** The small picture of a scan, or a plain field where it cannot be had. */

@@ -51,6 +51,7 @@ async function route() {
   if (!wanted.scan) return showGallery();
   for (const name of ["heat", "colours"]) byId(name).checked = wanted.show.includes(name);
   finding.heatOn = byId("heat").checked;
+  if (!wanted.from) finding.clear(); // what was sought before is no answer for this view
   await open(wanted.scan, { point: wanted.at, window: wanted.window });
   if (wanted.from && viewer.scan && !same(wanted.from)) {
     const source = wanted.from.scan === viewer.scan.id ? viewer.scan : { id: wanted.from.scan };

@@ -126,6 +126,7 @@ export function draw(canvas, plane, scan, view, again) {
     lay(own[name].canvas, alpha);
   }
 
+  if (view.small && !values) return false;
   const [x, y] = [place.x(view.point[across]), place.y(view.point[down])];
   if (view.cross) cross(context, x, y, width, height);
   if (view.mark) ring(context, x, y, view.small ? 8 : 11);
@@ -168,10 +169,16 @@ function write(context, width, height, letters, view, place, plane, index, count
     context.strokeText(text, x, y);
     context.fillText(text, x, y);
   };
-  put(letters[0], 5, height / 2, "left");
-  put(letters[1], width - 5, height / 2, "right");
-  put(letters[2], width / 2, size, "center");
-  put(letters[3], width / 2, height - size + 2, "center");
+  const half = 0.75 * size; // a dark field behind each letter, which may lie on white
+  for (const [letter, u, v] of [[letters[0], half + 1, height / 2], [letters[1], width - half - 1, height / 2], [letters[2], width / 2, half + 1], [letters[3], width / 2, height - half - 1]]) {
+    context.fillStyle = "rgba(0,0,0,.6)";
+    context.beginPath();
+    context.roundRect(u - half, v - half, 2 * half, 2 * half, 3);
+    context.fill();
+    context.fillStyle = "#e8ebee";
+    context.textAlign = "center";
+    context.fillText(letter, u, v + 0.5);
+  }
   if (view.small) return;
   context.font = `${size}px system-ui, sans-serif`;
   put(`${plane}  ${index + 1} / ${count}`, 8, size + 1, "left");
