@@ -64,7 +64,13 @@ def test_calibrate_then_measure_then_search_with_confidence(data, tmp_path):
     done = run("evaluate", "search", model, "--data", scans, "--calibrate", "--levels", "stage1,stage2", "--json")
     assert done.returncode == 0, done.stderr
     assert (data / "model.search.json").is_file()
-    measured = result("evaluate", "search", model, "--data", scans, "--levels", "stage1,stage2", "-o", tmp_path / "out")
+    again = ("evaluate", "search", model, "--data", scans, "--levels", "stage1,stage2")
+    measured = result(*again, "--beside", "windows=8x16x16,plain", "-o", tmp_path / "out")
+    beside = next(name for name in measured["settings"] if name.endswith("windows=8x16x16,plain"))
+    assert measured["settings"][beside] | {"window": [8, 16, 16], "whiten": False} == measured["settings"][beside]
+    assert measured["agreement"][beside]["value"] is not None
+    refused = run(*again, "--beside", "sideways")
+    assert (refused.returncode, "'sideways' is no way to look" in refused.stderr) == (2, True)
     assert "these very scans" in measured["notes"][0]
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"search.json", "report.html", "run.json"}
     query = scans / "case0" / "ct.nii.gz"

@@ -150,3 +150,20 @@ def test_the_page_and_the_file(result, cases, tmp_path):
     assert "Hits and misses" in page
     assert "random weights" in page
     assert [len(t.rows) for t in tables(result)] == [5, 2]
+
+
+def test_another_way_to_look_stands_beside_the_first(cases):
+    """Agreement recomputed from the answers' points; the windows' answers are those that windows alone give."""
+    windows = Looking(window=(8, 16, 16), overlap=0.5, whiten=False)
+    encoder = worlds.tiny()
+    found = measured.measure(measured.ways(encoder, None, LOOKING, {"windows=8x16x16,plain": windows}), cases[:3])
+    name = "tiny, windows=8x16x16,plain"
+    alone = measured.search_all(cases[:3], {name: measured.Way(encoder, windows)})
+    of = {m: {a.asked: a for a in found.answers if a.method == m and a.error is not None} for m in ("tiny", name)}
+    for answer in alone:
+        if answer.method == name and answer.error is not None:
+            assert of[name][answer.asked].point == pytest.approx(answer.point)
+    apart = [np.linalg.norm(np.subtract(a.point, of["tiny"][asked].point)) for asked, a in of[name].items()]
+    assert found.summary.agreement[name].value == pytest.approx(np.mean(np.array(apart) <= found.right_mm))
+    assert set(found.summary.seconds) == {"tiny", name, measured.HU}
+    assert found.data()["settings"][name]["window"] == [8, 16, 16]

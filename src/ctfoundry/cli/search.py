@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ctfoundry.cli.common import Device, Seed, finish, print_table, say, show, verb
 from ctfoundry.cli.evaluate import evaluate_app
+
+if TYPE_CHECKING:
+    from ctfoundry.encoder import Encoder
+    from ctfoundry.retrieval.search_maps import Looking
 
 Model = Annotated[str, typer.Option(help="name of the zoo, run folder or .safetensors")]
 Weights = Annotated[str | None, typer.Option(help="for a name of the zoo: a .safetensors file, or 'random'")]
@@ -165,6 +169,12 @@ def evaluate_search(
     levels: Levels = None,
     shifts: Shifts = "1x1x1",
     plain: Plain = False,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="another way to look, measured beside: windows=DxHxW, plain, shifts=DxHxW ... with commas; repeatable"
+        ),
+    ] = None,
     patch: Patch = None,
     device: Device = "auto",
     seed: Seed = 0,
@@ -181,8 +191,8 @@ def evaluate_search(
 
     if protocol not in ("", "ct-fm"):
         raise UsageError(f"no protocol is called {protocol!r}; known: ct-fm")
-    if protocol and (calibrate or structure):
-        raise UsageError("the published protocol has its own structure and no calibration")
+    if protocol and (calibrate or structure or beside):
+        raise UsageError("the published protocol has its own structure and way to look, and no calibration")
     place = search_confidence.place_of(model)
     if calibrate and place is None:
         raise UsageError(
@@ -211,7 +221,8 @@ def evaluate_search(
     if protocol:
         result = measured.published(encoder, random, cases, say=say)
     else:
-        methods = measured.ways(encoder, random, looking)
+        others = {text: _otherwise(text, looking, encoder) for text in beside or ()}
+        methods = measured.ways(encoder, random, looking, others)
         if calibrate:  # nothing is compared, and the old calibration does not matter
             methods = {name: methods[name] for name in list(methods)[:1]}
         old = None if calibrate else search_confidence.load(place, encoder.card, looking)
@@ -232,6 +243,35 @@ def evaluate_search(
             print_table(table.headers, table.rows, table.caption)
 
     show(result.data(), shown)
+
+
+def _otherwise(text: str, first: Looking, encoder: Encoder) -> Looking:
+    """The first way to look with the changes of `text`, such as ``windows=8x32x32,plain``."""
+    from dataclasses import replace
+
+    from ctfoundry.errors import UsageError
+    from ctfoundry.retrieval.search_maps import default_levels
+
+    looking = first
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        if name in ("plain", "whitened") and not value:
+            looking = replace(looking, whiten=name == "whitened")
+        elif name == "windows":
+            looking = replace(looking, window=triple(value), levels=(), shifts=(1, 1, 1))
+        elif name == "dense" and not value:
+            looking = replace(looking, window=None, levels=default_levels(encoder))
+        elif name == "levels":
+            looking = replace(looking, window=None, levels=tuple(encoder.level(n).name for n in value.split("+")))
+        elif name == "shifts":
+            looking = replace(looking, shifts=triple(value))
+        else:
+            raise UsageError(
+                f"{part!r} is no way to look",
+                where="--beside",
+                do="give windows=DxHxW, dense, levels=A+B, shifts=DxHxW, plain or whitened, with commas between",
+            )
+    return looking
 
 
 def triple(text: str) -> tuple[int, int, int]:

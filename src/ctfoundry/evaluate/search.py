@@ -7,6 +7,7 @@ in a structure where its voxel says so.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -52,6 +53,11 @@ class Answer:
     evidence: Evidence | None = None
 
     @property
+    def asked(self) -> tuple[str, str, str]:
+        """What was looked for, from where, in what."""
+        return self.structure, self.query, self.target
+
+    @property
     def pair(self) -> stats.Pair:
         """The error with its patients."""
         assert self.error is not None
@@ -60,21 +66,28 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class Way:
-    """An encoder and how it looks; `describe` gives the scene of a scan."""
+    """An encoder and how it looks; `describe` gives the scene of a scan. `seconds` : what each look took, preparation included."""
 
     encoder: Encoder
     looking: Looking
     describe: Callable[[Volume], Scene] | None = None
+    seconds: list[float] = field(default_factory=list)
 
     def see(self, case: Case) -> Seen:
         """The scan of a case."""
+        began = time.perf_counter()
         found = self.describe(case.volume) if self.describe else scene(self.encoder, case.volume, self.looking)
+        self.seconds.append(time.perf_counter() - began)
         return Seen.of(self.encoder, case.volume, self.looking, seen=found)
 
 
-def ways(encoder: Encoder, random: Encoder | None, looking: Looking) -> dict[str, Way]:
-    """The encoder, its twin with random weights, and cells described by their HU: all looked at in the same way."""
+def ways(
+    encoder: Encoder, random: Encoder | None, looking: Looking, beside: Mapping[str, Looking] = {}
+) -> dict[str, Way]:
+    """The encoder, and how else it may look (`beside`); its twin with random weights, and cells described by their HU, both looked
+    at in the first way."""
     found = {encoder.card.name: Way(encoder, looking)}
+    found |= {f"{encoder.card.name}, {name}": Way(encoder, other) for name, other in beside.items()}
     if random is not None:
         found["random weights"] = Way(random, looking)
     hu = hu_method(encoder, looking.levels[0] if looking.levels else encoder.levels[-LEVEL_OF_HU].name)
@@ -136,7 +149,7 @@ def search_all(
         seen = [way.see(case) for case in cases]
         if number == 0:
             # a place that the preparation cut off is no query, for no method
-            names = [{n for n in own if _sees(s, c.landmarks[n])} for own, s, c in zip(names, seen, cases, strict=True)]
+            names = [{n for n in own if s.holds(c.landmarks[n])} for own, s, c in zip(names, seen, cases, strict=True)]
             nearest = [s.scene.centres for s in seen]
         for q, query in enumerate(cases):
             if source is not None and q != source:
@@ -174,16 +187,6 @@ def _held(case: Case) -> set[str]:
     return {name.lower() for value, name in (case.labels.names or {}).items() if value in there}
 
 
-def _sees(seen: Seen, point: Sequence[float]) -> bool:
-    if seen.scene.feature is not None:
-        return seen.scene.feature.holds(point)
-    prepared = seen.encoder.prepare(seen.volume)
-    from ctfoundry import geometry
-
-    at = geometry.to_index(prepared.affine, point)
-    return bool(((at >= -0.5) & (at <= np.array(prepared.x.shape[1:]) - 0.5)).all())
-
-
 def _answer(method: str, name: str, query: Case, target: Case, point: Any, evidence: Evidence | None = None) -> Answer:
     truth = target.landmarks.get(name)
     error = None if truth is None else float(np.linalg.norm(np.asarray(point) - np.array(truth)))
@@ -201,13 +204,16 @@ class Summary:
     right: dict[str, stats.Interval] = field(default_factory=dict)
     inside: dict[str, stats.Interval] = field(default_factory=dict)
     gains: dict[str, stats.Interval] = field(default_factory=dict)
+    agreement: dict[str, stats.Interval] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
     structures: dict[str, dict[str, float]] = field(default_factory=dict)
     absent: int = 0
 
 
 def summarise(answers: Sequence[Answer], right_mm: float, seed: int = 0) -> Summary:
     """Median errors, shares of right answers and of places inside the structure (all two-way over patients), the first method's
-    paired gains over the others (mean of the differences in mm: below zero is better), medians by structure."""
+    paired gains over the others (mean of the differences in mm: below zero is better), the share of a method's answers that lie
+    within `right_mm` of the first method's, medians by structure."""
     table: dict[str, list[Answer]] = {}
     for answer in answers:
         if answer.error is not None:
@@ -215,6 +221,7 @@ def summarise(answers: Sequence[Answer], right_mm: float, seed: int = 0) -> Summ
     if not table:
         raise UsageError("no structure lies wholly inside two scans of different patients")
     first = next(iter(table))
+    points = {a.asked: a.point for a in table[first]}
     made = Summary(absent=sum(a.method == first and a.error is None for a in answers))
     for method, rows in table.items():
         pairs = [a.pair for a in rows]
@@ -227,6 +234,9 @@ def summarise(answers: Sequence[Answer], right_mm: float, seed: int = 0) -> Summ
             made.inside[method] = stats.pairs(known, "mean", seed=seed)
         if method != first:
             made.gains[method] = stats.pair_difference([a.pair for a in table[first]], pairs, seed=seed)
+            apart = [float(np.linalg.norm(np.subtract(a.point, points[a.asked]))) for a in rows]
+            alike = [replace(p, value=float(d <= right_mm)) for p, d in zip(pairs, apart, strict=True)]
+            made.agreement[method] = stats.pairs(alike, "mean", seed=seed)
         for name in sorted({a.structure for a in rows}):
             own = [a.error for a in rows if a.structure == name and a.error is not None]
             made.structures.setdefault(name, {})[method] = float(np.median(own))
@@ -291,9 +301,12 @@ def _plain(interval: stats.Interval) -> dict[str, Any]:
 
 def as_data(summary: Summary) -> dict[str, Any]:
     """Plain data of a summary, for JSON."""
-    parts = {"error_mm": summary.errors, "right": summary.right, "inside": summary.inside, "gain_mm": summary.gains}
+    parts = {
+        "error_mm": summary.errors, "right": summary.right, "inside": summary.inside, "gain_mm": summary.gains,
+        "agreement": summary.agreement,
+    }  # fmt: skip
     data: dict[str, Any] = {k: {m: _plain(i) for m, i in table.items()} for k, table in parts.items()}
-    return data | {"structures": summary.structures, "absent": summary.absent}
+    return data | {"structures": summary.structures, "absent": summary.absent, "seconds_a_scan": summary.seconds}
 
 
 @dataclass
@@ -338,9 +351,10 @@ def measure(
     else:
         judged = reliability([a for a in answers if a.method == first], calibration, seed)
     right = calibration.right_mm if calibration else RIGHT_MM
-    return Result(
-        answers, summarise(answers, right, seed), right, to_data(methods[first].looking), dict(made_from), judged, notes
-    )
+    summary = summarise(answers, right, seed)
+    summary.seconds = {name: float(np.median(way.seconds)) for name, way in methods.items()}
+    settings = {name: to_data(way.looking) for name, way in methods.items()}
+    return Result(answers, summary, right, settings, dict(made_from), judged, notes)
 
 
 def calibration_of(result: Result, card: Card, looking: Looking, made_from: dict[str, Any]) -> Calibration:
@@ -378,4 +392,12 @@ def published(
         methods["random weights"] = Way(at_one_mm(random), PUBLISHED)
     answers = [a for a in search_all(cases, methods, ["heart"], source, say) if a.error is not None]
     made_from = {"protocol": "ct-fm", "scans": len(cases)}
-    return Result(answers, summarise(answers, RIGHT_MM), RIGHT_MM, to_data(PUBLISHED), made_from, None, DEFECTS)
+    return Result(
+        answers,
+        summarise(answers, RIGHT_MM),
+        RIGHT_MM,
+        {encoder.card.name: to_data(PUBLISHED)},
+        made_from,
+        None,
+        DEFECTS,
+    )

@@ -23,6 +23,8 @@ def tables(result: Result) -> list[Table]:
             s.right[method].text(2),
             s.inside[method].text(3) if method in s.inside else None,
             s.gains[method].text(1) if method in s.gains else None,
+            s.agreement[method].text(2) if method in s.agreement else None,
+            f"{s.seconds[method]:.1f}" if method in s.seconds else None,
             s.errors[method].values,
         ]
         for method in s.errors
@@ -31,10 +33,19 @@ def tables(result: Result) -> list[Table]:
     first = next(iter(s.errors))
     made = [
         Table(
-            ["method", "median error, mm", f"within {right}", "inside", f"{first} minus this, mean mm", "searches"],
+            [
+                "method",
+                "median error, mm",
+                f"within {right}",
+                "inside",
+                f"{first} minus this, mean mm",
+                f"answers within {right} of its",
+                "s a scan",
+                "searches",
+            ],
             rows,
-            "lrrrrr",
-            "Searches between patients, all pairs and structures; 95 % two-way over patients",
+            "lrrrrrrr",
+            "Searches between patients, all pairs and structures; 95 % two-way over patients; seconds to look at one scan",
             marked=(0,),
         )
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ctfoundry.encoder import Encoder, FeatureMap
 from ctfoundry.errors import UsageError
 from ctfoundry.geometry import Grid, Vec3
 from ctfoundry.infer.passes import Extent, Precision
+from ctfoundry.preparation import Prepared
 from ctfoundry.retrieval.search_confidence import Calibration, Evidence
 from ctfoundry.retrieval.search_maps import OVERLAP, Looking, Scene, default_levels, dense_map, scene
 from ctfoundry.retrieval.search_peaks import Likeness, Place, best_places
@@ -96,6 +98,17 @@ class Seen:
         likeness = Likeness.whitened(seen.rows, seen.widths) if looking.whiten else Likeness(seen.widths)
         return cls(encoder, volume, looking, seen, likeness, likeness(seen.rows), calibration)
 
+    @cached_property
+    def prepared(self) -> Prepared:
+        """The scan as the encoder's input."""
+        return self.encoder.prepare(self.volume)
+
+    def holds(self, point: Sequence[float]) -> bool:
+        """Whether a world point can be asked for: it may lie where the preparation has cut the scan off."""
+        if self.scene.feature is not None:
+            return self.scene.feature.holds(point)
+        return _holds(self.prepared, geometry.to_index(self.prepared.affine, point))
+
     def query(self, point: Sequence[float] | None = None, box: Box | None = None) -> Query:
         """The query for a world point, or for a box given by two opposite corners (mm); raises UsageError for places outside."""
         if (point is None) is (box is None):
@@ -105,7 +118,7 @@ class Seen:
             point = [float(v) for v in (low + high) / 2]
         assert point is not None
         if self.looking.window is not None:
-            vector = window_at(self.encoder, self.volume, point, self.looking.window, self.looking.precision)
+            vector = window_at(self.encoder, self.prepared, point, self.looking.window, self.looking.precision)
         else:
             assert self.scene.feature is not None
             vector = query_vector(self.scene.feature, point)  # a box outside the scan is refused by its middle
@@ -227,13 +240,13 @@ def find(
 
 
 def window_at(
-    encoder: Encoder, volume: Volume, point: Sequence[float], size: Vec3, precision: Precision = "fp32"
+    encoder: Encoder, volume: Volume | Prepared, point: Sequence[float], size: Vec3, precision: Precision = "fp32"
 ) -> Float[Tensor, "c"]:
     """The vector of the window centred on a world point, padded with air where it leaves the scan."""
-    prepared = encoder.prepare(volume)
+    prepared = volume if isinstance(volume, Prepared) else encoder.prepare(volume)
     centre = geometry.to_index(prepared.affine, point)
     shape = np.array(prepared.x.shape[1:])
-    if ((centre < -0.5) | (centre > shape - 0.5)).any():
+    if not _holds(prepared, centre):
         raise _outside(point)
     start = np.round(centre - (np.array(size) - 1) / 2).astype(int)
     width: list[int] = []
@@ -243,6 +256,10 @@ def window_at(
     a, b, c = np.maximum(start, 0)
     box = x[:, a : a + size[0], b : b + size[1], c : c + size[2]]
     return encoder.embed(box[None], encoder.card.vector, precision)[0]
+
+
+def _holds(prepared: Prepared, index: np.ndarray) -> bool:
+    return bool(((index >= -0.5) & (index <= np.array(prepared.x.shape[1:]) - 0.5)).all())
 
 
 def _points(seen: Scene, low: np.ndarray, high: np.ndarray) -> geometry.Points:
