@@ -17,6 +17,7 @@ from ctfoundry.evaluate.ablation import ARMS, RANDOM, Plan
 from ctfoundry.keys import Key
 from ctfoundry.pretrain.recipe_files import load_recipe
 from ctfoundry.stats import Interval
+from evaluate.coarse import coarser
 
 
 def test_every_arm_sees_as_many_voxels_and_differs_in_what_it_is_named_for() -> None:
@@ -141,6 +142,7 @@ def test_an_arm_from_phantoms_to_its_measurements(tmp_path: Path, monkeypatch: p
     """The smallest real one, in this process: phantoms, stores, a run, and all that is measured of it; then again from what is there."""
     from ctfoundry.adapt import probe
 
+    coarser(monkeypatch)
     monkeypatch.setattr(probe, "ProbeSettings", partial(probe.ProbeSettings, steps=5, crops=2))
     plan = Plan(phantoms=7, voxel_mm=8.0, forwards=30, shots=2, seeds=1)
     ablation.prepare(tmp_path, plan, None, None)

@@ -16,12 +16,13 @@ from ctfoundry.evaluate import few_shot, few_shot_report
 from ctfoundry.evaluate.few_shot import INTENSITY, POSITION, PRETRAINED, SCRATCH, Job, Plan
 from ctfoundry.phantom.names import FOUND, GROUPS, IDS
 from ctfoundry.zoo.files import save_model
+from evaluate.coarse import coarser
 
 TINY = Plan(
     shots=(1, 2),
     seeds=1,
     phantoms=8,
-    voxel_mm=6.0,
+    voxel_mm=8.0,
     structures=4,
     frozen=False,
     changes=(
@@ -64,14 +65,16 @@ def test_a_plan_divides_its_phantoms_and_runs_whole_curves_first() -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[dict[str, Any]]]:
     """A folder with all results of the tiny plan, and the model they began with."""
     root = tmp_path_factory.mktemp("few-shot")
-    encoder = zoo.load_encoder("ct-fm-tiny", weights="random", device="cpu", seed=1)
-    model = root / "model.safetensors"
-    save_model(replace(encoder, card=replace(encoder.card, weights="trained")), model)
-    out = root / "out"
-    of = few_shot.prepare(out, TINY, zoo.load_encoder(model, device="cpu"))
-    for arm, shots, seed in TINY.runs():
-        few_shot.work(Job(out, arm, shots, seed, TINY, of, model, "cpu", 1))
-    return out, model, few_shot.few_shot(out, init=model, plan=TINY)  # nothing is left to do
+    with pytest.MonkeyPatch.context() as patch:
+        coarser(patch)
+        encoder = zoo.load_encoder("ct-fm-tiny", weights="random", device="cpu", seed=1)
+        model = root / "model.safetensors"
+        save_model(replace(encoder, card=replace(encoder.card, weights="trained")), model)
+        out = root / "out"
+        of = few_shot.prepare(out, TINY, zoo.load_encoder(model, device="cpu"))
+        for arm, shots, seed in TINY.runs():
+            few_shot.work(Job(out, arm, shots, seed, TINY, of, model, "cpu", 1))
+        return out, model, few_shot.few_shot(out, init=model, plan=TINY)  # nothing is left to do
 
 
 def test_methods_share_their_shots_and_the_test_scans_teach_nobody(
