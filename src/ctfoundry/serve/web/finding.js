@@ -51,7 +51,8 @@ export class Finding {
       });
       if (this.query !== query) return;
       const count = [...this.hits.values()].filter((hit) => hit.point && hit.scan !== scan.id).length;
-      this.busy(false, last.type === "cancelled" ? `Stopped after ${count}` : `Searched ${count} ${count === 1 ? "scan" : "scans"}${missed ? `, ${missed} could not be searched` : ""}`);
+      const unsure = count && [...this.hits.values()].every((hit) => hit.confidence == null) ? " · uncalibrated: similarity is no probability" : "";
+      this.busy(false, (last.type === "cancelled" ? `Stopped after ${count}` : `Searched ${count} ${count === 1 ? "scan" : "scans"}${missed ? `, ${missed} could not be searched` : ""}`) + unsure);
       if (!count && !missed) byId("hits").append(make("p", { className: "hint", textContent: "There is no other scan to search in." }));
     } catch (error) {
       if (this.query !== query) return;
@@ -176,7 +177,7 @@ export class Finding {
 
 /** The body's box of a scan, and a place that may lie beyond it, in voxels. */
 function around(scan, point) {
-  const margin = scan.spacing.map((mm) => 15 / mm);
+  const margin = scan.spacing.map((mm) => 30 / mm);
   const first = scan.first.map((v, axis) => Math.min(v, point[axis] - margin[axis]));
   const last = scan.last.map((v, axis) => Math.max(v, point[axis] + margin[axis]));
   return { first, last, middle: first.map((v, axis) => (v + last[axis]) / 2), spacing: scan.spacing };

@@ -181,7 +181,7 @@ function write(context, width, height, letters, view, place, plane, index, count
   }
   if (view.small) return;
   context.font = `${size}px system-ui, sans-serif`;
-  put(`${plane}  ${index + 1} / ${count}`, 8, size + 1, "left");
+  put(`${width < 260 ? "" : `${plane}  `}${index + 1} / ${count}`, 8, size + 1, "left");
   const pixels = Math.abs(place.sx) / view.spacing[PLANES[plane].across];
   const bar = BARS_MM.find((mm) => mm * pixels <= 0.32 * width) ?? 1;
   const [x, y, long] = [10, height - 12, bar * pixels];
