@@ -290,7 +290,7 @@ def test_a_test_of_another_step_is_made_again(run, heads, tmp_path):
 
 
 def test_a_network_that_diverged_is_never_the_best():
-    rank = _Run._rank
+    rank = _Run.rank
     bad, good = {"auroc": float("nan"), "loss": float("nan")}, {"auroc": 0.5, "loss": 3.0}
     own = SimpleNamespace(recipe=finetune_recipe("classify-tiny"))
     assert rank(own, bad) < rank(own, good)

@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,35 +28,29 @@ from ctfoundry.adapt.classification import (
 )
 from ctfoundry.adapt.classify_begin import begin, leave_unused, size_for
 from ctfoundry.adapt.inputs import Inputs
-from ctfoundry.adapt.kept import preparation_digest
 from ctfoundry.adapt.predict import write_scores
 from ctfoundry.adapt.recipe import ClassificationRecipe, finetune_recipe
-from ctfoundry.adapt.segmentation import CaseSource, freeze, layer_rates
+from ctfoundry.adapt.run import MODEL, PARTS, TEST, Row, Run
+from ctfoundry.adapt.segmentation import freeze, layer_rates
 from ctfoundry.adapt.tables import TargetSet, open_targets
 from ctfoundry.adapt.target_splits import Parts, few_of_each, split_targets
 from ctfoundry.classifier import Classifier, Rule, assemble, check_memory, make_card
-from ctfoundry.encoder import Encoder
+from ctfoundry.encoder import Card, Encoder
 from ctfoundry.errors import CTFoundryError, SettingsError, UsageError
 from ctfoundry.keys import Key
 from ctfoundry.models.initialisation import initialise
 from ctfoundry.preparation import Preparation
 from ctfoundry.record import Record
 from ctfoundry.settings import to_data, with_changes
-from ctfoundry.train import Summary, fit
-from ctfoundry.train.checkpoint import check_same
-from ctfoundry.train.loop import FREE
-from ctfoundry.train.monitor import read_lines
+from ctfoundry.train import Summary
 from ctfoundry.zoo.classifiers import load_classification_model
 from ctfoundry.zoo.files import save_model
-from ctfoundry.zoo.golden import golden_of
 from ctfoundry.zoo.models import device_of
 
 if TYPE_CHECKING:
     import torch
 
-VALIDATION, TEST, MODEL, PREDICTIONS, CACHE = (
-    "validation.jsonl", "test.json", "model.safetensors", "predictions.csv", "prepared",
-)  # fmt: skip
+PREDICTIONS, CACHE = "predictions.csv", "prepared"
 BASELINE_SCANS = 400
 """The baseline reads every scan once more; beyond so many it is left out, and the report says so."""
 
@@ -150,8 +144,10 @@ def finetune(
         return made.go(minutes, steps, command, report=report, baseline=baseline)
 
 
-class _Run:
+class _Run(Run[ClassificationRecipe, Parts]):
     """One run in its folder."""
+
+    measure = "auroc"
 
     def __init__(
         self,
@@ -165,11 +161,8 @@ class _Run:
         place: torch.device,
         quiet: bool,
     ) -> None:
-        self.folder, self.recipe, self.init, self.data, self.parts = folder, recipe, init, data, parts
-        self.place, self.quiet, self.notes = place, quiet, list(notes)
-        self.rows = {
-            int(row["step"]): row for row in read_lines(folder / VALIDATION) if {"step", "auroc"} <= row.keys()
-        }
+        super().__init__(folder, recipe, parts, init, notes, place, quiet)
+        self.data = data
         preparation = self._preparation(encoder)
         check_memory(encoder, preparation)
         card = make_card(
@@ -190,10 +183,16 @@ class _Run:
     def go(
         self, minutes: float | None, steps: int | None, command: Sequence[str], *, report: bool, baseline: bool
     ) -> ClassifySummary:
-        recipe, first = self.recipe, parallel.rank() == 0
-        record = Record(command, {"train": recipe.train.seed}, str(self.place))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._keep(first)
+        recipe = self.recipe
+        targets = [[scan.id, list(scan.target)] for name in PARTS for scan in getattr(self.parts, name)]
+        record = self.begin(
+            command,
+            self.preparation,
+            labels=files.digest(targets),
+            kind=self.data.kind,
+            classes=list(self.data.classes),
+            size=list(self.preparation.sizing.crop or ()),
+        )
         cache = self.folder / CACHE
         inputs = Inputs(self.parts.train, self.preparation, cache=cache)
         self.validation = self._readable(Inputs(self.parts.validation, self.preparation, cache=cache))
@@ -211,50 +210,15 @@ class _Run:
         if recipe.weights == "balanced":
             weights = class_weights(coded(self.parts.train, self.data.kind, len(self.data.classes)), self.data.kind)
             weights = weights.to(self.place)
-        summary = fit(
-            ClassificationTask(self.classifier, inputs, recipe.augmentation, weights, rates),
-            CaseSource(inputs),
-            recipe.train,
-            self.folder,
-            minutes=minutes,
-            steps=steps,
-            device=self.place,
-            quiet=self.quiet,
-            title=recipe.name,
-            at=(recipe.validate_every, self.validate),
-        )
-        if not first:
+        task = ClassificationTask(self.classifier, inputs, recipe.augmentation, weights, rates)
+        summary, ended = self.learn(task, inputs, self.validate, minutes, steps)
+        if parallel.rank() != 0:
             return self._summary(summary, Rule(self.data.kind), None, None)
         self.validate(summary.steps)
-        ended = summary.steps >= recipe.train.schedule.steps or (
-            minutes is not None and (steps is None or summary.steps < steps)
-        )
         if not ended:
             return self._summary(summary, load_classification_model(self.folder / MODEL).rule, None, None)
         with parallel.alone():
             return self._finish(summary, record, report=report, baseline=baseline)
-
-    def _keep(self, first: bool) -> None:
-        """Write what the run is, or compare it with what it was begun as."""
-        if first:
-            files.sweep(self.folder)
-        who = {
-            **{name: [s.id for s in getattr(self.parts, name)] for name in ("train", "validation", "test")},
-            "labels": files.digest(
-                [[s.id, list(s.target)] for name in ("train", "validation", "test") for s in getattr(self.parts, name)]
-            ),
-            "kind": self.data.kind,
-            "classes": list(self.data.classes),
-            "init": dict(self.init),
-            "preparation": preparation_digest(self.preparation),
-            "size": list(self.preparation.sizing.crop or ()),
-        }
-        for name, now in (("recipe.json", to_data(self.recipe)), ("split.json", who)):
-            path = self.folder / name
-            if first and not path.is_file():
-                files.write_json(path, now)
-            parallel.barrier()
-            check_same(json.loads(path.read_text()), now, path, free={f"train.{name}" for name in FREE})
 
     def _readable(self, inputs: Inputs) -> Inputs:
         """Validation scans that can be read and prepared; the others are named."""
@@ -297,31 +261,19 @@ class _Run:
             "patients": area.patients,
             "seconds": round(time.monotonic() - began, 2),
         }
-        best = self.best
-        if best is None or self._rank(row) > self._rank(best):
-            save_model(
-                replace(self.classifier, card=self._card(row)).with_rule(chosen_rule(scores)), self.folder / MODEL
-            )
-        # after the weights: killed between the two, the step is validated again and comes to the same
-        files.append_line(self.folder / VALIDATION, json.dumps(row))
-        self.rows[step] = row
-        if not self.quiet:
-            print(
-                f"{self.recipe.name}: validation at step {step}: AUROC {area.text(3)}, loss {row['loss']:.3f}",
-                file=sys.stderr,
-            )
 
-    def _rank(self, row: Mapping[str, Any]) -> tuple[float, float]:
+        def save() -> None:
+            made = replace(self.classifier, card=self._card(row)).with_rule(chosen_rule(scores))
+            save_model(made, self.folder / MODEL)
+
+        self.validated(row, save, f"AUROC {area.text(3)}, loss {row['loss']:.3f}")
+
+    def rank(self, row: Row) -> tuple[float, float]:
         """Higher is better; of equal areas the lower loss. What is no number (a network that diverged) comes last."""
         area, loss = float(row["auroc"]), float(row["loss"])
         if not (np.isfinite(area) and np.isfinite(loss)):
             return (-np.inf, -np.inf)
         return (0.0 if self.recipe.select == "loss" else area, -loss)
-
-    @property
-    def best(self) -> Mapping[str, Any] | None:
-        """The chosen row, the earlier of equals."""
-        return max((self.rows[step] for step in sorted(self.rows)), key=self._rank, default=None)
 
     # ------------------------------------------------------------------ what is left behind
 
@@ -340,34 +292,21 @@ class _Run:
             self._card(best, precision=summary.precision, warnings=[*summary.warnings, *self.notes]),
             arguments=made.card.arguments,
         )
+        said = None
         if test is not None:
             area = test.headline
             said = f"AUROC on {area.patients} test patients, looked at once: {area.text(4)}"
-            card = replace(card, tested_on=(*card.tested_on, said), not_tested_on=card.not_tested_on[1:])
-        card = replace(card, sha256=files.sha256(path), golden=golden_of(made))
-        files.write_json(path.with_suffix(".json"), to_data(card))
         write_scores(self.folder / PREDICTIONS, {"validation": validation, **({"test": test} if test else {})})
         told = None if test is None else test.data()
-        record.inputs = {
-            "recipe": files.digest(to_data(self.recipe)),
-            "data": card.training["data"],
-            "init": self.init["sha256"],
-        }
-        record.results = {
+        results = {
             "kind": self.data.kind,
             "classes": list(self.data.classes),
-            "init": dict(self.init),
-            "patients": self._patients(),
-            "best": dict(best),
             "rule": to_data(made.rule),
             "validation": validation.data(),
             "test": told,
             "baseline": None if trivial is None else trivial.data(),
-            "warnings_of_data": self.notes,
-            **asdict(summary),
         }
-        kept = ["recipe.json", "split.json", "metrics.jsonl", VALIDATION, MODEL, "model.json", PREDICTIONS]
-        record.write(self.folder, [*kept, *([TEST] if test is not None else [])])
+        self.leave(made, card, record, summary, [PREDICTIONS, *([TEST] if test else [])], results, said)
         if report:
             from ctfoundry.adapt.classify_page import write_report
 
@@ -432,40 +371,23 @@ class _Run:
             self.notes.append(f"the regression on the HU histogram was left out: {getattr(error, 'what', error)}")
             return None
 
-    def _card(self, row: Mapping[str, Any], **more: Any) -> Any:
-        everyone = [
-            [[s.id, s.patient, list(s.target)] for s in getattr(self.parts, n)] for n in ("train", "validation", "test")
-        ]
-        training = {
-            "recipe": to_data(self.recipe),
-            "init": dict(self.init),
-            "data": files.digest(everyone),
-            "steps": row["step"],
-            "of_steps": self.recipe.train.schedule.steps,
-            "patients": self._patients(),
-            "validation": {name: row[name] for name in ("auroc", "low", "high", "loss", "patients")},
-            "threshold": "largest sensitivity + specificity on validation (Youden)",
-            **more,
-        }
-        return replace(
+    def _card(self, row: Row, **more: Any) -> Card:
+        return self.learnt(
             self.classifier.card,
-            training=training,
-            seed=self.recipe.train.seed,
-            tested_on=(
-                f"AUROC on {row['patients']} validation patients, by which step and threshold were chosen: {row['auroc']:.4f}",
-            ),
-            not_tested_on=("test patients", "scans of other places, scanners and protocols"),
+            row,
+            f"AUROC on {row['patients']} validation patients, by which step and threshold were chosen: {row['auroc']:.4f}",
+            ("auroc", "low", "high", "loss", "patients"),
+            [[[s.id, s.patient, list(s.target)] for s in getattr(self.parts, name)] for name in PARTS],
+            threshold="largest sensitivity + specificity on validation (Youden)",
+            **more,
         )
-
-    def _patients(self) -> dict[str, int]:
-        return {name: len({s.patient for s in getattr(self.parts, name)}) for name in ("train", "validation", "test")}
 
     def _summary(
         self, summary: Summary, rule: Rule, test: Mapping[str, Any] | None, baseline: Mapping[str, Any] | None
     ) -> ClassifySummary:
         return ClassifySummary(
             self.folder, self.folder / MODEL, self.recipe.name, self.init, self.data.kind, self.data.classes,
-            self._patients(), str(self.place), self.best or {}, rule, test, baseline, summary, tuple(self.notes),
+            self.patients, str(self.place), self.best or {}, rule, test, baseline, summary, tuple(self.notes),
         )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,27 +32,24 @@ from ctfoundry.adapt.cases import (
     split,
 )
 from ctfoundry.adapt.finetune_report import keep_report
-from ctfoundry.adapt.finetune_result import card_of, looked, measures_of, patients_of
-from ctfoundry.adapt.kept import preparation_digest
+from ctfoundry.adapt.finetune_result import looked, measures_of
 from ctfoundry.adapt.labelling import survey, system_classes
 from ctfoundry.adapt.prepared import Cases
 from ctfoundry.adapt.recipe import SegmentationRecipe, finetune_recipe
+from ctfoundry.adapt.run import MODEL, PARTS, TEST, Row, Run
 from ctfoundry.adapt.scores import read_classes, score
-from ctfoundry.adapt.segmentation import CaseSource, SegmentationTask, freeze, layer_rates
+from ctfoundry.adapt.segmentation import SegmentationTask, freeze, layer_rates
 from ctfoundry.encoder import Card, Encoder
 from ctfoundry.errors import CTFoundryError, SettingsError, UsageError
 from ctfoundry.memory import Memory
 from ctfoundry.record import Record
 from ctfoundry.segmenter import Pass, Segmenter, side_of
-from ctfoundry.settings import to_data, with_changes
-from ctfoundry.train import Summary, fit
-from ctfoundry.train.checkpoint import averaged, check_same
-from ctfoundry.train.loop import FREE
-from ctfoundry.train.monitor import read_lines
+from ctfoundry.settings import with_changes
+from ctfoundry.train import Summary
+from ctfoundry.train.checkpoint import averaged
 from ctfoundry.train.options import resolve_precision
 from ctfoundry.volume import Volume
 from ctfoundry.zoo.files import load_segmentation_model, save_model
-from ctfoundry.zoo.golden import golden_of
 from ctfoundry.zoo.models import device_of
 
 if TYPE_CHECKING:
@@ -60,9 +57,6 @@ if TYPE_CHECKING:
 
     from ctfoundry.infer.passes import Precision
 
-VALIDATION = "validation.jsonl"
-TEST = "test.json"
-MODEL = "model.safetensors"
 HELD_BYTES = 4 * 2**30
 """Validation scans kept in memory between validations."""
 
@@ -204,8 +198,10 @@ def classes_of(
     return system_classes(data, recipe.labels)
 
 
-class _Run:
+class _Run(Run[SegmentationRecipe, Splits]):
     """One run in its folder."""
+
+    measure = "dice"
 
     def __init__(
         self,
@@ -214,16 +210,14 @@ class _Run:
         begun: initial.Start,
         parts: Splits,
         classes: Classes,
-        warnings: Sequence[str],
+        notes: Sequence[str],
         place: torch.device,
         quiet: bool,
         kinds: Sequence[str],
     ) -> None:
-        self.kinds = tuple(kinds)
-        self.folder, self.recipe, self.begun, self.parts, self.classes = folder, recipe, begun, parts, classes
-        self.place, self.quiet, self.notes = place, quiet, list(warnings)
+        super().__init__(folder, recipe, parts, begun.init, notes, place, quiet)
+        self.begun, self.classes, self.kinds = begun, classes, tuple(kinds)
         self.held = Memory(HELD_BYTES)
-        self.rows = {int(row["step"]): row for row in read_lines(folder / VALIDATION) if {"step", "dice"} <= row.keys()}
 
     # ------------------------------------------------------------------ the run
 
@@ -231,9 +225,7 @@ class _Run:
         self, minutes: float | None, steps: int | None, command: Sequence[str], cache: Path | None, *, report: bool
     ) -> FinetuneSummary:
         recipe, begun, first = self.recipe, self.begun, parallel.rank() == 0
-        record = Record(command, {"train": recipe.train.seed}, str(self.place))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._keep(first)
+        record = self.begin(command, begun.card.preparation, classes=self._parts_of_classes())
         network = begun.network.to(self.place)
         cases = self._surveyed(cache)
         encoder: Any = network.encoder
@@ -268,24 +260,10 @@ class _Run:
             if report:
                 keep_report(self.folder)
 
-        summary = fit(
-            task,
-            CaseSource(cases),
-            recipe.train,
-            self.folder,
-            minutes=minutes,
-            steps=steps,
-            device=self.place,
-            quiet=self.quiet,
-            title=recipe.name,
-            at=(recipe.validate_every, reached),
-        )
+        summary, ended = self.learn(task, cases, reached, minutes, steps)
         if not first:
             return self._summary(summary, None)
         self.validate(summary.steps, network)
-        ended = summary.steps >= recipe.train.schedule.steps or (
-            minutes is not None and (steps is None or summary.steps < steps)
-        )
         test = self._test() if ended else None
         self._finish(summary, test, record)
         if report:
@@ -333,23 +311,8 @@ class _Run:
         values = np.unique(self._read(scan)[1].voxels)
         return [name for i, name in enumerate(self.classes.names, 1) if i in values]
 
-    def _keep(self, first: bool) -> None:
-        """Write what the run is, or compare it with what it was begun as."""
-        if first:
-            files.sweep(self.folder)
-        recipe = self.folder / "recipe.json"
-        who = self.folder / "split.json"
-        data = {
-            **{name: [s.id for s in getattr(self.parts, name)] for name in ("train", "validation", "test")},
-            "classes": {name: list(parts) for name, parts in zip(self.classes.names, self.classes.parts, strict=True)},
-            "init": dict(self.begun.init),
-            "preparation": preparation_digest(self.begun.card.preparation),
-        }
-        for path, now in ((recipe, to_data(self.recipe)), (who, data)):
-            if first and not path.is_file():
-                files.write_json(path, now)
-            parallel.barrier()
-            check_same(json.loads(path.read_text()), now, path, free={f"train.{name}" for name in FREE})
+    def _parts_of_classes(self) -> dict[str, list[str]]:
+        return {name: list(own) for name, own in zip(self.classes.names, self.classes.parts, strict=True)}
 
     # ------------------------------------------------------------------ validation and test
 
@@ -384,14 +347,15 @@ class _Run:
             "precision": self._precision,
             "seconds": round(time.monotonic() - began, 2),
         }
-        best = self.best
-        if best is None or row["dice"] > best["dice"]:
-            save_model(replace(made, card=self._card(row)), self.folder / MODEL)
-        # after the weights: killed between the two, the step is validated again and comes to the same
-        files.append_line(self.folder / VALIDATION, json.dumps(row))
-        self.rows[step] = row
-        if not self.quiet:
-            print(f"{self.recipe.name}: validation at step {step}: macro Dice {scores.macro.text(3)}", file=sys.stderr)
+        self.validated(
+            row,
+            lambda: save_model(replace(made, card=self._card(row)), self.folder / MODEL),
+            f"macro Dice {scores.macro.text(3)}",
+        )
+
+    def rank(self, row: Row) -> tuple[float, ...]:
+        """By macro Dice."""
+        return (float(row["dice"]),)
 
     @property
     def _precision(self) -> Precision:
@@ -400,11 +364,6 @@ class _Run:
             return "fp32"
         chosen = resolve_precision(self.recipe.train.precision, self.place)
         return "fp32" if chosen == "fp64" else chosen
-
-    @property
-    def best(self) -> Mapping[str, Any] | None:
-        """The row with the highest macro Dice, the earlier of equals."""
-        return max((self.rows[step] for step in sorted(self.rows)), key=lambda row: float(row["dice"]), default=None)
 
     def _read(self, scan: LabelledScan) -> tuple[Volume, Volume]:
         def read() -> tuple[tuple[Volume, Volume], int]:
@@ -453,45 +412,27 @@ class _Run:
 
     # ------------------------------------------------------------------ what is left behind
 
-    def _card(self, row: Mapping[str, Any], **more: Any) -> Card:
-        return card_of(self.begun, self.recipe, self.parts, self.classes, row, **more)
+    def _card(self, row: Row, **more: Any) -> Card:
+        return self.learnt(
+            self.begun.card,
+            row,
+            f"macro Dice on {row['patients']} validation patients, by which the step was chosen: {row['dice']:.4f}",
+            ("dice", "low", "high", "micro", "patients"),
+            [[[s.id, s.patient] for s in getattr(self.parts, name)] for name in PARTS],
+            classes=self._parts_of_classes(),
+            **more,
+        )
 
-    def _finish(self, summary: Summary, test: Mapping[str, Any] | None, record: Record) -> None:
+    def _finish(self, summary: Summary, test: Row | None, record: Record) -> None:
         best = self.best
         assert best is not None
         card = self._card(best, precision=summary.precision, warnings=[*summary.warnings, *self.notes])
+        said = None
         if test is not None:
             said = f"macro Dice on {test['patients']} test patients, {looked(test)}: {test['dice']:.4f}"
-            card = replace(card, tested_on=(*card.tested_on, said), not_tested_on=card.not_tested_on[1:])
-        path = self.folder / MODEL
-        kept = load_segmentation_model(path)
-        files.write_json(
-            path.with_suffix(".json"), to_data(replace(card, sha256=kept.card.sha256, golden=golden_of(kept)))
-        )
-        outputs = [
-            "recipe.json",
-            "split.json",
-            "metrics.jsonl",
-            VALIDATION,
-            MODEL,
-            "model.json",
-            *([TEST] if test else []),
-        ]
-        record.inputs = {
-            "recipe": files.digest(to_data(self.recipe)),
-            "data": card.training["data"],
-            "init": self.begun.init["sha256"],
-        }
-        record.results = {
-            "classes": list(self.classes.names),
-            "init": dict(self.begun.init),
-            "patients": patients_of(self.parts),
-            "best": dict(best),
-            "test": test,
-            "warnings_of_data": self.notes,
-            **asdict(summary),
-        }
-        record.write(self.folder, outputs)
+        results = {"classes": list(self.classes.names), "test": test}
+        made = load_segmentation_model(self.folder / MODEL)
+        self.leave(made, card, record, summary, [TEST] if test else [], results, said)
 
     def _summary(self, summary: Summary, test: Mapping[str, Any] | None) -> FinetuneSummary:
         return FinetuneSummary(
@@ -500,7 +441,7 @@ class _Run:
             self.recipe.name,
             self.begun.init,
             self.classes.names,
-            patients_of(self.parts),
+            self.patients,
             str(self.place),
             self.best,
             test,

@@ -13,15 +13,12 @@ from ctfoundry.keys import Key
 
 
 @dataclass(frozen=True)
-class Parts:
+class Parts(Splits):
     """Scans to learn from, to choose by, and to report on; no patient is in two of them."""
 
     train: tuple[TargetScan, ...]
     validation: tuple[TargetScan, ...]
     test: tuple[TargetScan, ...] = ()
-
-    def __post_init__(self) -> None:
-        Splits(self.train, self.validation, self.test)
 
 
 def stratum(scans: Sequence[TargetScan], kind: Kind) -> tuple[int, ...]:

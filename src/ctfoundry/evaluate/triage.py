@@ -301,7 +301,7 @@ class _Work:
 
     def _tuned(self, method: str, share: float, seed: int) -> dict[str, Any]:
         """A run, and the logits of its best step."""
-        from ctfoundry.adapt.classify_run import VALIDATION
+        from ctfoundry.adapt.run import VALIDATION
         from ctfoundry.train.monitor import read_lines
 
         recipe, model = _recipe(self.plan, seed), self.run(method, share, seed)
