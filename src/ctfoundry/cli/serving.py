@@ -29,7 +29,12 @@ def serve(
     name: Annotated[
         list[str] | None, typer.Option(help="a host name by which browsers reach it, with --host; repeatable")
     ] = None,
-    levels: Annotated[str | None, typer.Option(help="levels to search in, finest first, such as stage3,stage4")] = None,
+    levels: Annotated[
+        str | None,
+        typer.Option(
+            help="levels to search in, finest first, such as stage3,stage4; that of embed --grids takes its maps"
+        ),
+    ] = None,
     patch: Patch = None,
     memory: Annotated[int, typer.Option(help="MiB for scans and maps that are kept", min=64)] = 4096,
     upload_mib: Annotated[int, typer.Option(help="most MiB of a file sent from the page", min=1)] = 1024,
