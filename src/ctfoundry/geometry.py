@@ -46,7 +46,8 @@ def as_affine(matrix: Sequence[Sequence[float]] | np.ndarray) -> Affine:
         raise GeometryError(f"an affine is 4x4 and finite, not {affine.tolist()}")
     if not np.allclose(affine[3], (0, 0, 0, 1)):
         raise GeometryError(f"the last row of an affine is 0 0 0 1, not {affine[3].tolist()}")
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if (lengths < 1e-6).any() or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3:
         raise GeometryError(f"voxel axes of lengths {lengths.tolist()} mm do not span three dimensions")
     affine.setflags(write=False)

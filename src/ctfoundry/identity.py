@@ -42,7 +42,7 @@ def name(kind: str, *parts: str, key: bytes | None = None) -> str:
     (True, False)
     >>> del os.environ["CTFOUNDRY_SALT"]
     """
-    text = "\0".join(parts).encode()
+    text = "\0".join(parts).encode(errors="surrogatepass")
     return f"{kind}-{blake2b(text, digest_size=6, key=(key or salt())[:64]).hexdigest()}"
 
 

@@ -95,6 +95,8 @@ def prepare(
                 for rule, n in outcome.rules.items()
             ]
             print_table(("rule", "scans", "the first of them"), rows, "left out (quarantine.csv)")
+        for reason, count in outcome.passed_over.most_common():
+            print(f"passed over: {count} x {reason}")
         for id, notes in outcome.notes.items():
             print(f"{id}: {'; '.join(notes)}")
 

@@ -9,12 +9,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Container, Iterator
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import mmap
-
-    Buffer = bytes | mmap.mmap
 
 PIXELS = 0x7FE00010
 UNDEFINED = 0xFFFFFFFF
@@ -50,7 +44,7 @@ class ElementsError(ValueError):
     """The bytes are no data set, or one that is nested too deeply or too long."""
 
 
-def head(data: Buffer, at: int, end: int, explicit: bool, order: str) -> tuple[int, bytes, int, int]:
+def head(data: bytes, at: int, end: int, explicit: bool, order: str) -> tuple[int, bytes, int, int]:
     """(tag, value representation, length, byte of the value) of the element at `at`. Raises EndError and ElementsError."""
     if at + 8 > end:
         raise EndError
@@ -68,7 +62,7 @@ def head(data: Buffer, at: int, end: int, explicit: bool, order: str) -> tuple[i
 
 
 def walk(
-    data: Buffer,
+    data: bytes,
     at: int,
     end: int,
     explicit: bool,
@@ -140,7 +134,7 @@ def walk(
     return at
 
 
-def items(data: Buffer, at: int, end: int, explicit: bool, order: str) -> Iterator[tuple[int, int]]:
+def items(data: bytes, at: int, end: int, explicit: bool, order: str) -> Iterator[tuple[int, int]]:
     """(first byte, byte behind the last) of the data set of each item of the sequence whose value lies in `at` to `end`.
 
     Raises EndError and ElementsError.
@@ -152,12 +146,12 @@ def items(data: Buffer, at: int, end: int, explicit: bool, order: str) -> Iterat
         yield start, stop
 
 
-def explicit_within(data: Buffer, span: Span, explicit: bool) -> bool:
+def explicit_within(data: bytes, span: Span, explicit: bool) -> bool:
     """Whether the items of a sequence are explicit: one of unknown kind is written implicitly (PS3.5 6.2.2, note to UN)."""
     return explicit and data[span[0] + 4 : span[0] + 6] != b"UN"
 
 
-def mark(data: Buffer, at: int, order: str) -> tuple[int, int]:
+def mark(data: bytes, at: int, order: str) -> tuple[int, int]:
     """(tag, length) of the mark at `at`; marks have no value representation in either coding. Raises EndError."""
     if at + 8 > len(data):
         raise EndError
@@ -165,7 +159,7 @@ def mark(data: Buffer, at: int, order: str) -> tuple[int, int]:
     return group << 16 | number, length
 
 
-def _item(data: Buffer, at: int, end: int, explicit: bool, order: str, depth: int) -> tuple[int, int, int]:
+def _item(data: bytes, at: int, end: int, explicit: bool, order: str, depth: int) -> tuple[int, int, int]:
     """(first byte, byte behind the last, byte behind the item) of the item at `at`; the first is -1 for the closing mark."""
     if at + 8 > end:
         raise EndError
@@ -187,7 +181,7 @@ def _item(data: Buffer, at: int, end: int, explicit: bool, order: str, depth: in
     return at, stop, stop + 8
 
 
-def _behind_sequence(data: Buffer, at: int, end: int, explicit: bool, order: str, depth: int) -> int:
+def _behind_sequence(data: bytes, at: int, end: int, explicit: bool, order: str, depth: int) -> int:
     """The byte behind the closing mark of a sequence of undefined length whose value begins at `at`."""
     if depth > DEEPEST:
         raise ElementsError(f"more than {DEEPEST} sequences within each other")

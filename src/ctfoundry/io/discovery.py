@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 from ctfoundry.errors import CTFoundryError, ReadError
@@ -424,8 +425,8 @@ def _facts(header: Header, tilt_deg: float) -> Facts:
         number=header.number,
         acquisition=header.acquisition,
         kernel=header.kernel,
-        kvp=header.kvp,
-        thickness_mm=header.thickness,
+        kvp=_finite(header.kvp),
+        thickness_mm=_finite(header.thickness),
         contrast=header.contrast,
         image_type=tuple(word.strip() for word in header.image_type.split("\\")) if header.image_type else (),
         body_part=header.body_part,
@@ -433,6 +434,11 @@ def _facts(header: Header, tilt_deg: float) -> Facts:
         model=header.model,
         tilt_deg=tilt_deg,
     )
+
+
+def _finite(number: float | None) -> float | None:
+    """None for "nan" and "inf", which decimal strings may spell and JSON may not."""
+    return number if number is not None and isfinite(number) else None
 
 
 def from_file(path: Path, fmt: Format) -> tuple[Found, Path]:

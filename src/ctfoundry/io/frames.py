@@ -40,7 +40,7 @@ def plain_frames(
         )
     for frame in np.flatnonzero(wanted).tolist():
         first, last = frame * size * allocated, (frame + 1) * size * allocated
-        part = found.buffer[span.start + first // 8 : span.start + (last + 7) // 8]
+        part = found.part(span.start + first // 8, span.start + (last + 7) // 8)
         if allocated > 1:
             yield frame, np.frombuffer(part, dtype=f"<u{allocated // 8}")
         elif size % 64 == 0:
@@ -70,7 +70,7 @@ def unpacked_frames(
         need = (prod(shape) * allocated + 7) // 8
         pieces = frames_of(header)
         for frame in np.flatnonzero(wanted).tolist():
-            numbers = _inflated(b"".join(found.buffer[at : at + n] for at, n in pieces[frame]), need, found.path)
+            numbers = _inflated(b"".join(found.part(at, at + n) for at, n in pieces[frame]), need, found.path)
             if allocated == 1:
                 yield frame, np.unpackbits(numbers, count=prod(shape), bitorder="little").view(bool)
             else:

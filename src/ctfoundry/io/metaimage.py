@@ -140,9 +140,10 @@ def _affine(fields: dict[str, str], axes: int) -> geometry.Affine:
     matrix = numbers(_MATRIX, axes * axes).reshape(axes, axes)[:3, :3]
     steps = numbers(("ElementSpacing", "ElementSize"), axes)[:3]  # the size stands in where no spacing is, as in ITK
     lps = np.eye(4)
-    lps[:3, :3] = (matrix * steps[:, None]).T[:, ::-1]
     lps[:3, 3] = numbers(_ORIGIN, axes)[:3]
-    return geometry.as_affine(geometry.LPS_TO_RAS @ lps)
+    with np.errstate(over="ignore", invalid="ignore"):  # as_affine refuses what is not finite
+        lps[:3, :3] = (matrix * steps[:, None]).T[:, ::-1]
+        return geometry.as_affine(geometry.LPS_TO_RAS @ lps)
 
 
 def write(volume: Volume, path: Path) -> None:

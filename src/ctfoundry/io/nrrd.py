@@ -197,8 +197,9 @@ def _affine(fields: dict[str, str], steps: list[np.ndarray]) -> geometry.Affine:
     affine = np.eye(4)
     affine[:3, :3] = np.stack(steps[::-1], axis=1)
     affine[:3, 3] = [float(v) for v in fields["space origin"].strip("() ").split(",")]
-    affine[:3] *= _MM[units.pop()]
-    return geometry.as_affine(np.diag([*_SPACES[space], 1.0]) @ affine)
+    with np.errstate(over="ignore", invalid="ignore"):  # as_affine refuses what is not finite
+        affine[:3] *= _MM[units.pop()]
+        return geometry.as_affine(np.diag([*_SPACES[space], 1.0]) @ affine)
 
 
 def write(volume: Volume, path: Path) -> None:

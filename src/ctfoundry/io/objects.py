@@ -8,14 +8,13 @@ elements: DICOM PS3.5 section 7.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ctfoundry.errors import CTFoundryError, ReadError, TooLargeError, TruncatedError
 from ctfoundry.io import dicom_elements
@@ -26,8 +25,6 @@ from ctfoundry.io.stream import CAP, Stream
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-    from ctfoundry.io.dicom_elements import Buffer
-
 SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 """SOP classes of Segmentation Storage and Label Map Segmentation Storage (PS3.4 B.5)."""
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
@@ -36,6 +33,8 @@ RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 PIXEL_DATA, FRAMES = PIXELS, 0x52009230
 """Pixel Data and the Per-frame Functional Groups Sequence: what is left where it lies."""
 
+FIRST_LOOK = 1 << 22
+"""Bytes in which all but the pixels of most files lie; more are read where they do not."""
 SMALL_LIMIT = 1 << 30
 """Most bytes of everything but frames and pixels, so of a structure set as a whole: 1 GiB."""
 
@@ -57,7 +56,7 @@ class DicomObject:
     path : the file.
     data : all elements but the large ones.
     syntax : transfer syntax UID.
-    buffer : the bytes of the file (inflated where it was deflated).
+    inflated : the bytes of a deflated file, None for others.
     large : place of each large element that is there.
     explicit : whether elements state their value representation.
     """
@@ -65,7 +64,7 @@ class DicomObject:
     path: Path
     data: Dataset
     syntax: str
-    buffer: Buffer
+    inflated: bytes | None
     large: Mapping[int, Span]
     explicit: bool
 
@@ -73,6 +72,23 @@ class DicomObject:
     def sop_class(self) -> str:
         """SOP Class UID."""
         return str(self.data.get("SOPClassUID", ""))
+
+    def part(self, start: int, stop: int) -> bytes:
+        """Bytes of a large element, read now. Not mapped into memory: a mapped file that is cut meanwhile ends the process.
+
+        Raises TruncatedError and ReadError.
+        """
+        if self.inflated is not None:
+            return self.inflated[start:stop]
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(start)
+                piece = file.read(stop - start)
+        except OSError as error:
+            raise ReadError(f"cannot be read ({error.strerror or error})", where=self.path) from error
+        if len(piece) < stop - start:
+            raise TruncatedError("was cut while it was read", where=self.path, do="read it again when it is complete")
+        return piece
 
 
 @dataclass(frozen=True)
@@ -103,46 +119,71 @@ def load(path: str | os.PathLike[str], *, cap: int = CAP) -> DicomObject:
     """
     place = Path(path)
     try:
-        with open(place, "rb", buffering=0) as file:
+        with open(place, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             start = file.read(1 << 14)
             if not is_dicom(start):
                 raise ReadError("is not a DICOM file" if start else "is empty", where=place)
             syntax, body = _begun(start, place)
-            buffer: Buffer = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+            if syntax == BIG_ENDIAN:
+                raise ReadError("is big endian, a coding that was retired before such objects existed", where=place)
+            explicit = syntax != IMPLICIT
+            if syntax == DEFLATED:
+                inflated = _inflated(place, body, cap)
+                small, large = _parts(inflated, 0, len(inflated), explicit, place)
+                return DicomObject(place, _parsed(small, explicit), syntax, inflated, large, explicit)
+            small, large = _read_parts(file, body, size, explicit, place)
+            return DicomObject(place, _parsed(small, explicit), syntax, None, large, explicit)
     except OSError as error:
         raise ReadError(f"cannot be read ({error.strerror or error})", where=place) from error
-    if syntax == BIG_ENDIAN:
-        raise ReadError("is big endian, a coding that was retired before such objects existed", where=place)
-    if syntax == DEFLATED:
-        buffer, body = _inflated(place, body, cap), 0
-    explicit = syntax != IMPLICIT
-    try:
-        small, large = _parts(buffer, body, explicit, place)
-        return DicomObject(place, _parsed(small, explicit), syntax, buffer, large, explicit)
     except EndError:
         raise TruncatedError("ends too early", where=place, do="copy or download the file again") from None
     except ValueError as error:
         raise ReadError(f"its DICOM elements cannot be parsed ({error})", where=place) from error
 
 
-def _parts(buffer: Buffer, body: int, explicit: bool, where: Path) -> tuple[bytes, dict[int, Span]]:
-    """(bytes of all elements before the pixels but the large ones, where the large ones lie)."""
-    end = len(buffer)
+def _read_parts(file: BinaryIO, body: int, size: int, explicit: bool, where: Path) -> tuple[bytes, dict[int, Span]]:
+    """As `_parts`, of a file whose elements begin at `body`; reads as far as the pixels."""
+    look = FIRST_LOOK
+    while True:
+        file.seek(0)
+        data = file.read(min(look, size))
+        try:
+            return _parts(data, body, size, explicit, where)
+        except EndError:
+            if len(data) < look:
+                raise
+        if look > 2 * SMALL_LIMIT:
+            raise _too_large(where)
+        look *= 4
+
+
+def _parts(data: bytes, body: int, size: int, explicit: bool, where: Path) -> tuple[bytes, dict[int, Span]]:
+    """(bytes of all elements before the pixels but the large ones, where the large ones lie), from the first bytes of `size`.
+
+    Raises EndError where the elements go on behind them.
+    """
+    end = len(data)
     found: dict[int, dicom_elements.Span] = {}
     large: dict[int, Span] = {}
-    pixels = walk(buffer, body, end, explicit, "<", found, before=PIXELS)
+    pixels = walk(data, body, end, explicit, "<", found, before=PIXELS)
     if pixels < end:
-        tag, _, length, start = head(buffer, pixels, end, explicit, "<")
+        tag, _, length, start = head(data, pixels, end, explicit, "<")
         if tag == PIXELS:
-            if length != UNDEFINED and start + length > end:
-                raise EndError
+            if length != UNDEFINED and start + length > size:
+                raise TruncatedError("ends too early", where=where, do="copy or download the file again")
             large[PIXEL_DATA] = Span(start, -1 if length == UNDEFINED else start + length)
+    elif end < size:
+        raise EndError
     if FRAMES in found:
         large[FRAMES] = Span(*found.pop(FRAMES)[1:])
     if sum(behind - begin for begin, _, behind in found.values()) > SMALL_LIMIT:
-        raise TooLargeError(f"holds more than {SMALL_LIMIT >> 20} MiB beside its pixels", where=where)
-    return b"".join(buffer[begin:behind] for begin, _, behind in found.values()), large
+        raise _too_large(where)
+    return b"".join(data[begin:behind] for begin, _, behind in found.values()), large
+
+
+def _too_large(where: Path) -> TooLargeError:
+    return TooLargeError(f"holds more than {SMALL_LIMIT >> 20} MiB beside its pixels", where=where)
 
 
 def references(data: Dataset) -> References:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ctfoundry.errors import GeometryError, ReadError, TruncatedError
-from ctfoundry.geometry import Vec3
+from ctfoundry.geometry import Grid, Vec3
 from ctfoundry.io.stream import Packing, Stream, check_cap, check_ratio
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ Format = Literal["dicom", "nifti", "nrrd", "metaimage"]
 
 LONGEST_AXIS = (1 << 31) - 1
 """More voxels along one axis are a lie; what they would add up to is compared with the cap later."""
+FAR_MM = 1e8
+"""No voxel lies farther from the origin of its space, even where millimetres are called metres."""
 SKIP_LIMIT = 1 << 28
 """Most bytes that are unpacked and thrown away before the first voxel: header extensions are no quarter of a gigabyte."""
 _DIGITS = 32
@@ -88,7 +90,7 @@ def header_errors(path: Path) -> Iterator[None]:
 def check_size(declared: Declared) -> Declared:
     """The same, after comparing it with itself and with the file's length.
 
-    Raises ReadError for axes and offsets that no file has, TruncatedError where the numbers cannot fit into the file.
+    Raises ReadError for axes and offsets that no file has, GeometryError for places that nobody has, TruncatedError where the numbers cannot fit into the file.
     """
     if max(declared.shape) > LONGEST_AXIS:
         raise ReadError(
@@ -110,6 +112,12 @@ def check_size(declared: Declared) -> Declared:
             else f"has {have:,} bytes, too few for what its header declares",
             where=declared.data,
             do="copy or download the file again",
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        far = np.abs(Grid(declared.shape, declared.affine).corners).max()
+    if not far <= FAR_MM:
+        raise GeometryError(
+            f"places voxels {far:.3g} mm from the origin of its space", where=declared.path, do="repair the header"
         )
     return declared
 

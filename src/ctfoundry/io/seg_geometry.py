@@ -48,7 +48,7 @@ _LOOSE, _CLOSE = 0.1, 0.05
 def frames_of(found: objects.DicomObject, count: int) -> list[Groups]:
     """For each frame, the wanted elements of its functional groups, as they stand in the file."""
     span, where = found.large[objects.FRAMES], found.path
-    data, result = bytes(found.buffer[span.start : span.stop]), []
+    data, result = found.part(span.start, span.stop), []
     try:
         for start, stop in items(data, 0, len(data), found.explicit, "<"):
             groups: Groups = {}
