@@ -286,7 +286,9 @@ def test_a_test_of_another_step_is_made_again(run, heads, tmp_path):
                      quiet=True, report=False, baseline=False)  # fmt: skip
     assert again.test == made.test
     assert any("second look" in text for text in again.warnings)
-    assert json.loads((other / "test.json").read_text()) == kept
+    assert json.loads((other / "test.json").read_text()) == {**kept, "looked_at_before": [1]}
+    assert "looked at 2 times" in load_classifier(other, device="cpu").card.tested_on[-1]
+    assert "looked at once" in load_classifier(folder, device="cpu").card.tested_on[-1]
 
 
 def test_a_network_that_diverged_is_never_the_best():

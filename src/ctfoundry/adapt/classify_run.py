@@ -27,6 +27,7 @@ from ctfoundry.adapt.classification import (
     histogram_baseline,
 )
 from ctfoundry.adapt.classify_begin import begin, leave_unused, size_for
+from ctfoundry.adapt.finetune_result import looked
 from ctfoundry.adapt.inputs import Inputs
 from ctfoundry.adapt.predict import write_scores
 from ctfoundry.adapt.recipe import ClassificationRecipe, finetune_recipe
@@ -295,7 +296,8 @@ class _Run(Run[ClassificationRecipe, Parts]):
         said = None
         if test is not None:
             area = test.headline
-            said = f"AUROC on {area.patients} test patients, looked at once: {area.text(4)}"
+            times = looked(json.loads((self.folder / TEST).read_text()))
+            said = f"AUROC on {area.patients} test patients, {times}: {area.text(4)}"
         write_scores(self.folder / PREDICTIONS, {"validation": validation, **({"test": test} if test else {})})
         told = None if test is None else test.data()
         results = {
@@ -347,6 +349,7 @@ class _Run(Run[ClassificationRecipe, Parts]):
                     "logits": found.logits.tolist(),
                     "failed": found.failed,
                     "step": best["step"],
+                    "looked_at_before": [*kept.get("looked_at_before", []), kept["step"]] if kept else [],
                 },
             )
             if kept:
