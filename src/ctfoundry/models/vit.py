@@ -404,7 +404,7 @@ def _no_cast_kept(device: torch.device) -> AbstractContextManager[object]:
     """Autocast as it is, but on a CPU without gradients it lets each weight's cast go after its use.
 
     A pass uses each weight once; kept until the caller's context ends, the casts of the published size are 0.27 GiB of fresh memory.
-    Casting them again for a next pass takes 0.1 s, some 3 % of a batch of windows.
+    Casting them again takes 0.14 s of a next pass: 4 % of a batch of four windows of 80x80x80.
     """
     if device.type != "cpu" or torch.is_grad_enabled() or not torch.is_autocast_enabled("cpu"):
         return nullcontext()
