@@ -53,7 +53,11 @@ def test_embed_with_all_it_can_find_by_it_and_thin_it_out(data, tmp_path, comman
 
     shown = command("embeddings", "show", out)
     assert (shown["scans"], shown["vectors"]["mean"], shown["vectors"]["roi:liver"]) == (COUNT, COUNT, COUNT)
-    found = command("retrieve", "--index", out, "--query", ids[0], "--vector", "window")["neighbours"]
+    page = tmp_path / "found.html"
+    found = command("retrieve", "--index", out, "--query", ids[0], "--vector", "window", "--html", page)["neighbours"]
+    text = page.read_text(encoding="utf-8")
+    assert all(f"scan {n['id']}" in text for n in found)
+    assert text.count("<img") == 1 + len(found)
     assert ids[0] not in [n["id"] for n in found]
     assert len(found[0]["centre"]) == 3
 

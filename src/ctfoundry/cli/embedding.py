@@ -126,6 +126,12 @@ def retrieve(
         Literal["auto", "exact", "hnsw"], typer.Option("--search", help="auto: exact up to a million vectors")
     ] = "auto",
     fuse_k: Annotated[float, typer.Option(help="constant of reciprocal rank fusion")] = 60.0,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            help="a page with pictures, read again by the folder's private list; as confidential as the scans"
+        ),
+    ] = None,
     device: Device = "auto",
     model: Annotated[
         list[str] | None,
@@ -164,10 +170,39 @@ def retrieve(
         columns = ("id", "score", "similarities")
     if rows and rows[0].get("centre") is not None:
         columns += ("centre",)
+    if html is not None:
+        _write_page(html, index, query, without, rows, "; ".join(described))
     show(
         {"neighbours": rows, "search": described},
         lambda: print_table(("rank", *columns), [(i, *(_text(r[c]) for c in columns)) for i, r in enumerate(rows, 1)]),
     )
+
+
+def _write_page(
+    html: Path, index: list[Path], query: str, own: list[str], rows: list[dict[str, Any]], how: str
+) -> None:
+    """The query and what was found, with pictures of the scans that are still where the first folder says."""
+    from ctfoundry.report import page
+    from ctfoundry.retrieval.pages import SHOWN, retrieve_page
+    from ctfoundry.retrieval.sources import in_folder, resolve
+    from ctfoundry.volume import Volume
+
+    shown = rows[:SHOWN]
+    scans = dict(in_folder(index[0], [row["id"] for row in shown]))
+    asked = dict(in_folder(index[0], own)) if query in own else {own[0]: resolve([query]).one(query).read()}
+    found = []
+    for row in shown:
+        scan, centre = scans[row["id"]], row.get("centre")
+        facts = {
+            c: f"{row[c]:.3f}" if isinstance(row[c], float) else str(_text(row[c]))
+            for c in ("similarity", "score", "similarities", "centre")
+            if row.get(c) is not None
+        }
+        found.append((row["id"], facts, scan if isinstance(scan, Volume) else None, centre))
+    missing = {id: scan for id, scan in (scans | asked).items() if isinstance(scan, str)}
+    of_query = next(iter(asked.values()))
+    page.write(html, retrieve_page((own[0], of_query if isinstance(of_query, Volume) else None), found, how, missing))
+    say(f"wrote {html}")
 
 
 embeddings_app = typer.Typer(help="Folders of embeddings.", no_args_is_help=True, rich_markup_mode=None)

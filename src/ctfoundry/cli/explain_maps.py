@@ -409,22 +409,15 @@ def _encoder_names(names: list[str]) -> list[str]:
 
 def _thumbnails(folder: Path, ids: Any) -> tuple[dict[str, str], dict[str, str]]:
     """Small pictures by id of scans that the folder's private list knows, and what could not be read."""
-    import json
-
-    from ctfoundry import identity
     from ctfoundry.explain.clusters_page import thumbnail
-    from ctfoundry.retrieval.sources import resolve
+    from ctfoundry.retrieval.sources import in_folder
 
-    place = folder / identity.PRIVATE
-    known = json.loads(place.read_text()) if place.is_file() else {}
     made, failed = {}, {}
-    for id in dict.fromkeys(ids):
-        if id not in known:
-            continue
-        try:
-            made[id] = thumbnail(resolve([known[id]]).one(known[id]).read())
-        except CTFoundryError as error:
-            failed[id] = error.what
-        if len(made) % 50 == 0:
-            say(f"{len(made)} thumbnails")
+    for number, (id, scan) in enumerate(in_folder(folder, ids), 1):
+        if isinstance(scan, str):
+            failed[id] = scan
+        else:
+            made[id] = thumbnail(scan)
+        if number % 50 == 0:
+            say(f"{number} thumbnails")
     return made, failed

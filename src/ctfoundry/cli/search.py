@@ -12,6 +12,7 @@ from ctfoundry.cli.evaluate import evaluate_app
 
 if TYPE_CHECKING:
     from ctfoundry.encoder import Encoder
+    from ctfoundry.report.page import Card
     from ctfoundry.retrieval.search_maps import Looking
 
 Model = Annotated[str, typer.Option(help="name of the zoo, run folder or .safetensors")]
@@ -36,7 +37,9 @@ def search(
     point: Annotated[str | None, typer.Option(help="x,y,z in world millimetres, RAS+")] = None,
     box: Annotated[str | None, typer.Option(help="x,y,z,x,y,z: two opposite corners, in place of a point")] = None,
     weights: Weights = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="folder for heat maps (NIfTI)")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="folder for search.html and heat maps (NIfTI)")
+    ] = None,
     places: Annotated[int, typer.Option(help="how many places in each target", min=1)] = 1,
     method: Method = "dense",
     window: Window = "16x64x64",
@@ -57,7 +60,8 @@ def search(
     from ctfoundry.errors import CTFoundryError, UsageError
     from ctfoundry.infer.passes import Extent
     from ctfoundry.record import Record
-    from ctfoundry.retrieval import search_confidence
+    from ctfoundry.report import page
+    from ctfoundry.retrieval import pages, search_confidence
     from ctfoundry.retrieval.embed import ModelOf
     from ctfoundry.retrieval.search import Seen, how_to_look
     from ctfoundry.retrieval.search_maps import grid_looking, grid_scene
@@ -104,15 +108,18 @@ def search(
     sought = seen.query(place, None if corners is None else (corners[:3], corners[3:]))
     record.inputs = {scan.id: scan.digest for scan in (source, *(found.scan for found in targets.scans))}
     hits: list[dict[str, Any]] = []
+    cards: list[tuple[float, Card]] = []
     written: list[str] = []
     failed = dict(targets.failed)
     for number, found in enumerate(targets.scans, 1):
         try:
+            volume = found.scan.read() if index is None or out is not None else None
             if index is None:
-                hit = sought.find(found.scan.read(), places=places, heatmap=out is not None)
+                assert volume is not None
+                hit = sought.find(volume, places=places, heatmap=out is not None)
             else:
                 there = grid_scene(index, found.scan.id, encoder)
-                hit = sought.find_in(there, places=places, grid=found.scan.read().grid if out is not None else None)
+                hit = sought.find_in(there, places=places, grid=None if volume is None else volume.grid)
         except CTFoundryError as error:
             failed[found.scan.id] = error.what
             continue
@@ -126,13 +133,17 @@ def search(
                 "places": [{"point": list(p.point), "similarity": p.similarity} for p in hit.places],
             }
         )
-        if out is not None and hit.heatmap is not None:
+        if out is not None and volume is not None and hit.heatmap is not None:
             written.append(f"{found.scan.id}.nii.gz")
             io.write(hit.heatmap, out / written[-1])
+            cards = pages.best([*cards, (hit.similarity, pages.hit_card(found.scan.id, volume, hit))])
         say(f"searched {number} of {len(targets.scans)}: {found.scan.id}")
     if out is not None:
+        asked = (source.id, seen.volume, sought.point, "the middle of the box" if point is None else "the point")
+        made = pages.search_page(asked, cards, len(hits), encoder.card.name, calibrated=calibration is not None)
+        page.write(out / "search.html", made)
         record.results = {"hits": hits, "calibrated": calibration is not None}
-        record.write(out, written)
+        record.write(out, [*written, "search.html"])
     show(
         {"hits": hits, "failed": failed, "calibrated": calibration is not None},
         lambda: print_table(("target", "place", "x", "y", "z", "similarity", "confidence"), _rows(hits)),

@@ -25,10 +25,11 @@ from ctfoundry.evaluate.landmarks import centroids
 from ctfoundry.explain import clusters, clusters_page, pca, pca_page, saliency, saliency_page
 from ctfoundry.explain.saliency_target import target_of
 from ctfoundry.keys import Key
-from ctfoundry.quickstart.pictures import hit_picture, query_picture, sheet
+from ctfoundry.quickstart.pictures import sheet
 from ctfoundry.record import Record
 from ctfoundry.report.planes import body_centre, three_planes
 from ctfoundry.retrieval import search
+from ctfoundry.retrieval.pages import hit_picture, query_picture
 from ctfoundry.volume import Volume
 
 if TYPE_CHECKING:

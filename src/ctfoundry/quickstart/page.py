@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ctfoundry import __version__, files, stats
-from ctfoundry.quickstart.pictures import colour_picture, hit_picture, query_picture, sheet
+from ctfoundry.quickstart.pictures import colour_picture, sheet
 from ctfoundry.report import charts, page
 from ctfoundry.report.page import Callout, Card, Cards, Details, Facts, Figure, Heading, Numbers, Prose, Section, Table
 from ctfoundry.report.planes import three_planes
+from ctfoundry.retrieval.pages import hit_picture, query_picture
 
 if TYPE_CHECKING:
     from ctfoundry.evaluate.gather import Scan

@@ -1,4 +1,4 @@
-"""Pictures of results: colour maps and heat maps over scans."""
+"""Pictures of results: colour maps over scans, and sheets of pictures."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ctfoundry.encoder import FeatureMap
-from ctfoundry.report.planes import Mark, Overlay, three_planes
-from ctfoundry.retrieval.search import Hit
+from ctfoundry.report.planes import Overlay, three_planes
 from ctfoundry.volume import Volume
 
 if TYPE_CHECKING:
@@ -17,37 +16,12 @@ if TYPE_CHECKING:
 
     Picture = UInt8[np.ndarray, "rows columns 3"]
 
-QUERY, FOUND, TRUTH = "#ffb000", "#7cff6b", "#4cc3ff"
-"""Colours of the query's crosshair, the found place and the true place."""
-
 
 def colour_picture(volume: Volume, colours: FeatureMap, *, height: int = 220) -> Picture:
     """Three planes with PCA colours laid over the body; cells outside it stay clear."""
     values = colours.data.permute(1, 2, 3, 0).cpu().numpy().astype(np.float64)
     values[~(values > 0).any(-1)] = np.nan
     return three_planes(volume, height=height, overlay=Overlay(values, colours.affine, alpha=0.75))
-
-
-def query_picture(volume: Volume, point: Sequence[float], *, height: int = 200) -> Picture:
-    """Three planes through the query point with a crosshair."""
-    return three_planes(volume, point=point, height=height, crosshair=QUERY)
-
-
-def hit_picture(target: Volume, hit: Hit, truth: tuple[float, float, float] | None, *, height: int = 200) -> Picture:
-    """Three planes through the found place, the similarity as a heat map, the true place as a ring where it is known."""
-    assert hit.heatmap is not None
-    # only the most similar tenth of the cells is coloured, so that the picture is not one warm fog
-    low, high = float(np.quantile(hit.scores, 0.9)), float(hit.scores.max())
-    heat = np.clip((hit.heatmap.voxels - low) / max(high - low, 1e-9), 0, 1)
-    marks = [] if truth is None else [Mark(truth, TRUTH, "true")]
-    return three_planes(
-        target,
-        point=hit.point,
-        height=height,
-        crosshair=FOUND,
-        marks=marks,
-        overlay=Overlay(heat, hit.heatmap.affine, alpha=0.55),
-    )
 
 
 def sheet(rows: Sequence[Sequence[Picture]], *, width: int = 1240, gap: int = 8) -> Picture:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -95,6 +96,21 @@ def resolve(texts: Sequence[str], *, series: Collection[str] | None = None) -> S
             f"no CT scan among: {', '.join(texts)}" + (f" ({sources.labels} label maps)" if sources.labels else "")
         )
     return sources
+
+
+def in_folder(folder: Path, ids: Iterable[str]) -> Iterator[tuple[str, Volume | str]]:
+    """The scans of an embeddings folder, read where its private list says they are; for one that cannot be read, the reason."""
+    place = folder / identity.PRIVATE
+    known = json.loads(place.read_text()) if place.is_file() else {}
+    for id in dict.fromkeys(ids):
+        if id not in known:
+            yield id, "the folder's private list does not say where it is"
+            continue
+        try:
+            scan = resolve([known[id]]).one(known[id])
+            yield id, scan.read() if scan.id == id else "another scan lies there now"
+        except CTFoundryError as error:
+            yield id, error.what
 
 
 def with_regions(sources: Sources, regions: Regions) -> None:
