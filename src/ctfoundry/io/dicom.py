@@ -86,7 +86,7 @@ def is_placed(header: Header) -> bool:
     return (
         len(header.position) == 3
         and len(header.orientation) == 6
-        and all(abs(v) < _FAR_MM for v in header.position + header.orientation)  # False for NaN
+        and sum(map(abs, header.position + header.orientation)) < _FAR_MM  # False for NaN
     )
 
 

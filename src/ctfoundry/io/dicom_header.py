@@ -217,4 +217,4 @@ def _whole(value: bytes | None) -> int | None:
 def decimals(value: bytes | None) -> tuple[float, ...]:
     """Decimal strings; raises ValueError for what is none."""
     words = value.decode("latin-1").strip(" \0") if value else ""
-    return tuple(float(w) for w in words.split("\\")) if words else ()
+    return tuple(map(float, words.split("\\"))) if words else ()

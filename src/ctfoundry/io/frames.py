@@ -38,16 +38,18 @@ def plain_frames(
             where=found.path,
             do="copy or download the file again",
         )
-    for frame in np.flatnonzero(wanted).tolist():
-        first, last = frame * size * allocated, (frame + 1) * size * allocated
-        part = found.part(span.start + first // 8, span.start + (last + 7) // 8)
+    frames = np.flatnonzero(wanted).tolist()
+    bits = size * allocated
+    places = [(span.start + k * bits // 8, span.start + ((k + 1) * bits + 7) // 8) for k in frames]
+    for frame, part in zip(frames, found.parts(places), strict=True):
         if allocated > 1:
             yield frame, np.frombuffer(part, dtype=f"<u{allocated // 8}")
         elif size % 64 == 0:
             yield frame, np.frombuffer(part, dtype=np.uint64)
         else:
-            bits = np.unpackbits(np.frombuffer(part, dtype=np.uint8), bitorder="little")
-            yield frame, bits[first % 8 : first % 8 + size].view(bool)
+            first = frame * bits % 8
+            unpacked = np.unpackbits(np.frombuffer(part, dtype=np.uint8), bitorder="little")
+            yield frame, unpacked[first : first + size].view(bool)
 
 
 def unpacked_frames(
@@ -70,7 +72,7 @@ def unpacked_frames(
         need = (prod(shape) * allocated + 7) // 8
         pieces = frames_of(header)
         for frame in np.flatnonzero(wanted).tolist():
-            numbers = _inflated(b"".join(found.part(at, at + n) for at, n in pieces[frame]), need, found.path)
+            numbers = _inflated(b"".join(found.parts((at, at + n) for at, n in pieces[frame])), need, found.path)
             if allocated == 1:
                 yield frame, np.unpackbits(numbers, count=prod(shape), bitorder="little").view(bool)
             else:

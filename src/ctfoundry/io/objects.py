@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -33,7 +33,7 @@ RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 PIXEL_DATA, FRAMES = PIXELS, 0x52009230
 """Pixel Data and the Per-frame Functional Groups Sequence: what is left where it lies."""
 
-FIRST_LOOK = 1 << 22
+FIRST_LOOK = 1 << 20
 """Bytes in which all but the pixels of most files lie; more are read where they do not."""
 SMALL_LIMIT = 1 << 30
 """Most bytes of everything but frames and pixels, so of a structure set as a whole: 1 GiB."""
@@ -74,21 +74,28 @@ class DicomObject:
         return str(self.data.get("SOPClassUID", ""))
 
     def part(self, start: int, stop: int) -> bytes:
-        """Bytes of a large element, read now. Not mapped into memory: a mapped file that is cut meanwhile ends the process.
+        """Bytes of a large element, read now. Raises as `parts`."""
+        return next(self.parts([(start, stop)]))
+
+    def parts(self, places: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+        """Bytes of large elements, piece by piece. Not mapped into memory: a mapped file that is cut meanwhile ends the process.
 
         Raises TruncatedError and ReadError.
         """
         if self.inflated is not None:
-            return self.inflated[start:stop]
+            yield from (self.inflated[start:stop] for start, stop in places)
+            return
         try:
-            with open(self.path, "rb") as file:
-                file.seek(start)
-                piece = file.read(stop - start)
+            with open(self.path, "rb", buffering=0) as file:
+                for start, stop in places:
+                    file.seek(start)
+                    piece = file.read(stop - start)
+                    if len(piece) < stop - start:
+                        do = "read it again when it is complete"
+                        raise TruncatedError("was cut while it was read", where=self.path, do=do)
+                    yield piece
         except OSError as error:
             raise ReadError(f"cannot be read ({error.strerror or error})", where=self.path) from error
-        if len(piece) < stop - start:
-            raise TruncatedError("was cut while it was read", where=self.path, do="read it again when it is complete")
-        return piece
 
 
 @dataclass(frozen=True)
