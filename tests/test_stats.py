@@ -34,6 +34,12 @@ def test_too_few_patients_are_an_example():
     assert "example, 2 patients" in one.text()
 
 
+def test_what_no_repeat_gives_is_undefined():
+    found = stats.resampled_at_once(8, lambda counts: np.full(len(counts), np.nan), 8)
+    assert np.isnan(found.value)
+    assert (found.low, found.high, found.text()) == (None, None, "undefined")
+
+
 def test_difference_is_paired():
     """A constant gain has an interval of no width, however different the patients are."""
     other = {f"p{i}": [100.0 * i] for i in range(10)}

@@ -24,7 +24,8 @@ MINIMUM_PATIENTS = 4
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its bootstrap interval; `low` and `high` are None for fewer than MINIMUM_PATIENTS patients."""
+    """An estimate with its bootstrap interval; `low` and `high` are None for fewer than MINIMUM_PATIENTS patients, and where no repeat
+    gave a number (`value` is NaN then: the precision of a method that calls no scan positive)."""
 
     value: float
     low: float | None
@@ -35,7 +36,9 @@ class Interval:
     level: float = 0.95
 
     def text(self, digits: int = 2, unit: str = "") -> str:
-        """``0.71 [0.62, 0.80]``, or the value with the word 'example' where there are too few patients."""
+        """``0.71 [0.62, 0.80]``; the value with the word 'example' where there are too few patients; 'undefined' for NaN."""
+        if np.isnan(self.value):
+            return "undefined"
         tail = f" {unit}" if unit else ""
         if self.low is None or self.high is None:
             return f"{self.value:.{digits}f}{tail} (example, {self.patients} patient{'s' * (self.patients != 1)})"
@@ -154,7 +157,7 @@ def _draws(patients: int, seed: int, repeats: int, stratum: int = 0) -> Float64[
 
 
 def _interval(value: float, drawn: np.ndarray, patients: int, count: int, seed: int) -> Interval:
-    if patients < MINIMUM_PATIENTS:
+    if patients < MINIMUM_PATIENTS or not len(drawn):
         return Interval(value, None, None, patients, count, seed)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Interval(value, float(low), float(high), patients, count, seed)

@@ -145,6 +145,12 @@ def scores(logits, truth):
                       np.array(logits, float)[:, None], np.array(truth)[:, None])  # fmt: skip
 
 
+def test_no_scan_called_positive_leaves_precision_undefined():
+    found = scores([-5.0, -4.0] * 8, [0, 0, 1, 1] * 4).measures()
+    assert (found["precision"].low, found["precision"].text()) == (None, "undefined")
+    assert found["specificity"].low == 1.0
+
+
 def test_scores_are_of_patients_and_name_what_a_threshold_hides():
     key = Key.of("scores")
     truth = key("y").integers(0, 2, (60,))

@@ -39,7 +39,7 @@ class Measure:
 
     def verdict(self, change: Interval | None) -> str:
         """What the interval of a difference (first minus second) says of the first; nothing where neither way is better."""
-        if change is None:
+        if change is None or math.isnan(change.value):
             return MISSING
         if change.low is None or change.high is None:
             return FEW
@@ -52,6 +52,8 @@ class Measure:
     def judged(self, change: Interval | None) -> str:
         """A difference and its verdict, for a table; without an interval the number says itself that it is an example."""
         word = self.verdict(change)
+        if word == MISSING:
+            return MISSING
         return self.shown(change) if word == FEW else f"{self.shown(change)} {word}".strip()
 
 
