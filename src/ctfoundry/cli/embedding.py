@@ -185,23 +185,20 @@ def _write_page(
     from ctfoundry.report import page
     from ctfoundry.retrieval.pages import SHOWN, retrieve_page
     from ctfoundry.retrieval.sources import in_folder, resolve
-    from ctfoundry.volume import Volume
 
     shown = rows[:SHOWN]
-    scans = dict(in_folder(index[0], [row["id"] for row in shown]))
-    asked = dict(in_folder(index[0], own)) if query in own else {own[0]: resolve([query]).one(query).read()}
-    found = []
-    for row in shown:
-        scan, centre = scans[row["id"]], row.get("centre")
-        facts = {
+    asked = next(in_folder(index[0], own))[1] if query in own else resolve([query]).one(query).read()
+
+    def facts(row: dict[str, Any]) -> dict[str, str]:
+        return {
             c: f"{row[c]:.3f}" if isinstance(row[c], float) else str(_text(row[c]))
             for c in ("similarity", "score", "similarities", "centre")
             if row.get(c) is not None
         }
-        found.append((row["id"], facts, scan if isinstance(scan, Volume) else None, centre))
-    missing = {id: scan for id, scan in (scans | asked).items() if isinstance(scan, str)}
-    of_query = next(iter(asked.values()))
-    page.write(html, retrieve_page((own[0], of_query if isinstance(of_query, Volume) else None), found, how, missing))
+
+    scans = in_folder(index[0], [row["id"] for row in shown])  # one by one: forty of them take gigabytes
+    found = ((id, facts(row), scan, row.get("centre")) for row, (id, scan) in zip(shown, scans, strict=True))
+    page.write(html, retrieve_page((own[0], asked), found, how))
     say(f"wrote {html}")
 
 

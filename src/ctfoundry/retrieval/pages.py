@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -103,21 +103,26 @@ def search_page(
 
 
 def retrieve_page(
-    query: tuple[str, Volume | None],
-    found: Sequence[tuple[str, Mapping[str, str], Volume | None, Sequence[float] | None]],
+    query: tuple[str, Volume | str],
+    found: Iterable[tuple[str, Mapping[str, str], Volume | str, Sequence[float] | None]],
     how: str,
-    missing: Mapping[str, str],
 ) -> Page:
-    """The query and the most similar scans, best first: (id, facts, the scan where it could be read, the place that was alike)."""
-    cards = []
+    """The query and the most similar scans, best first: (id, facts, the scan or why it could not be read, the place that was alike).
+
+    `found` is gone through once, and of its scans only the pictures are kept.
+    """
+    cards, missing = [], {}
     for rank, (id, facts, volume, place) in enumerate(found, 1):
-        if volume is None:
+        if isinstance(volume, str):
+            missing[id] = volume
             continue
         crosshair = FOUND if place is not None else None
         picture = three_planes(volume, point=place, height=200, crosshair=crosshair)
         cards.append(Card(picture, f"scan {id}", id, facts, str(rank)))
     sections: list[Section] = []
-    if query[1] is not None:
+    if isinstance(query[1], str):
+        missing[query[0]] = query[1]
+    else:
         sections.append(
             Figure(
                 three_planes(query[1], height=300),

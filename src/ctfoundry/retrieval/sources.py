@@ -99,7 +99,8 @@ def resolve(texts: Sequence[str], *, series: Collection[str] | None = None) -> S
 
 
 def in_folder(folder: Path, ids: Iterable[str]) -> Iterator[tuple[str, Volume | str]]:
-    """The scans of an embeddings folder, read where its private list says they are; for one that cannot be read, the reason."""
+    """The scans of an embeddings folder, read where its private list says they are; for one that cannot be read, the reason, which
+    names neither its place nor its series."""
     place = folder / identity.PRIVATE
     known = json.loads(place.read_text()) if place.is_file() else {}
     for id in dict.fromkeys(ids):
@@ -110,7 +111,18 @@ def in_folder(folder: Path, ids: Iterable[str]) -> Iterator[tuple[str, Volume | 
             scan = resolve([known[id]]).one(known[id])
             yield id, scan.read() if scan.id == id else "another scan lies there now"
         except CTFoundryError as error:
-            yield id, error.what
+            yield id, without_paths(error, known[id]).what
+        except OSError as error:
+            yield id, f"its file cannot be read ({error.strerror})"
+
+
+def without_paths(error: CTFoundryError, text: str) -> CTFoundryError:
+    """The same error for those who are not told where a scan lies: without the place that `text`, a SCAN, names, and without its series."""
+    place, name = place_of(text)
+    said = [what.replace(text, "the file").replace(str(place), "the file") for what in (error.what, error.do or "")]
+    if name:
+        said = [what.replace(name, "the series") for what in said]
+    return type(error)(said[0], do=said[1] or None)
 
 
 def with_regions(sources: Sources, regions: Regions) -> None:

@@ -16,7 +16,7 @@ from ctfoundry import identity, io
 from ctfoundry.errors import CTFoundryError, ReadError
 from ctfoundry.io.places import place_of
 from ctfoundry.memory import Memory
-from ctfoundry.retrieval.sources import Source, resolve
+from ctfoundry.retrieval.sources import Source, resolve, without_paths
 from ctfoundry.serve.offers import Offer, offered
 from ctfoundry.serve.picture import Shown, shown, thumbnail
 
@@ -182,13 +182,6 @@ class Library:
             except OSError as error:
                 raise GoneError(f"its file cannot be read ({error.strerror})") from None
         return made, made.nbytes
-
-
-def without_paths(error: CTFoundryError, path: str) -> CTFoundryError:
-    """The same error for the page, which is not told where a file lies."""
-    place = str(place_of(path)[0])
-    texts = [text.replace(path, "the file").replace(place, "the file") for text in (error.what, error.do or "")]
-    return type(error)(texts[0], do=texts[1] or None)
 
 
 def read_upload(path: Path, cap: int, name: str | None = None) -> Shown | Offer:
