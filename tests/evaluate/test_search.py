@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import worlds
+from ctfoundry.encoder import Encoder
 from ctfoundry.errors import UsageError
 from ctfoundry.evaluate import search as measured
 from ctfoundry.evaluate.localise import Case
@@ -81,6 +83,38 @@ def test_windows_are_searched_with_too(cases):
     found = measured.measure(measured.ways(worlds.tiny(), None, looking), cases[:2], ["heart"])
     assert found.summary.errors["tiny"].values == 2
     assert set(found.summary.errors) == {"tiny", measured.HU, measured.POSITION, measured.BEST_CELL}
+
+
+def test_a_place_that_one_way_does_not_hold_is_asked_of_none(cases):
+    ways = {
+        "a": measured.Way(worlds.tiny(), LOOKING),
+        "b": measured.Way(worlds.tiny(), replace(LOOKING, shifts=(1, 2, 2))),
+    }
+    edged = []
+    for own in cases[:2]:
+        first, second = (way.see(own) for way in ways.values())
+        steps = [own.volume.world([12, 30, x]) for x in np.arange(-2, own.volume.shape[2] + 2, 0.05)]
+        edge = next(p for p in steps if first.holds(p) and not second.holds(p))
+        edged.append(replace(own, landmarks={**own.landmarks, "edge": tuple(float(v) for v in edge)}))
+    found = measured.search_all(edged, ways)
+    assert {a.structure for a in found} == {"heart", "liver"}
+    assert measured.summarise(found, 40.0).gains.keys() == {"b", measured.POSITION, measured.BEST_CELL}
+
+
+def test_prepared_scans_are_not_held_for_all_cases(cases, monkeypatch):
+    alive, most = [], []
+    prepare = Encoder.prepare
+
+    def counted(self, volume):
+        made = prepare(self, volume)
+        alive.append(weakref.ref(made))
+        most.append(sum(ref() is not None for ref in alive))
+        return made
+
+    monkeypatch.setattr(Encoder, "prepare", counted)
+    measured.search_all(cases, {"a": measured.Way(worlds.tiny(), Looking(window=(8, 16, 16), overlap=0.0))}, ["heart"])
+    assert len(alive) > len(cases)
+    assert max(most) <= 2
 
 
 def test_the_published_protocol_has_one_source(cases):

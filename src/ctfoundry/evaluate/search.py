@@ -147,14 +147,14 @@ def search_all(
     found: list[Answer] = []
     for number, (method, way) in enumerate(methods.items()):
         seen = [way.see(case) for case in cases]
+        names = [_asked(s, c, own) for s, c, own in zip(seen, cases, names, strict=True)]
         if number == 0:
-            # a place that the preparation cut off is no query, for no method
-            names = [{n for n in own if s.holds(c.landmarks[n])} for own, s, c in zip(names, seen, cases, strict=True)]
             nearest = [s.scene.centres for s in seen]
         for q, query in enumerate(cases):
             if source is not None and q != source:
                 continue
-            asked = {name: seen[q].query(query.landmarks[name]) for name in sorted(names[q])}
+            own = replace(seen[q])  # as in `_asked`
+            asked = {name: own.query(query.landmarks[name]) for name in sorted(names[q])}
             for t, target in enumerate(cases):
                 if query.patient == target.patient or not asked:
                     continue
@@ -170,6 +170,7 @@ def search_all(
     first = next(iter(methods))
     boxes = [body_box(case.volume) for case in cases]
     place = {case.id: i for i, case in enumerate(cases)}
+    found = [a for a in found if a.structure in names[place[a.query]]]
     for answer in [a for a in found if a.method == first and a.error is not None]:
         q, t = place[answer.query], place[answer.target]
         share = (np.array(cases[q].landmarks[answer.structure]) - boxes[q][0]) / (boxes[q][1] - boxes[q][0])
@@ -179,6 +180,13 @@ def search_all(
         found.append(_answer(POSITION, answer.structure, cases[q], cases[t], guess))
         found.append(_answer(BEST_CELL, answer.structure, cases[q], cases[t], cell))
     return found
+
+
+def _asked(seen: Seen, case: Case, names: set[str]) -> set[str]:
+    """Those of `names` that a way can be asked for: a place that its preparation, or the last whole cell, cut off is no query for
+    any method."""
+    own = replace(seen)  # what it prepares goes with it: prepared scans of all cases would be gigabytes
+    return {name for name in names if own.holds(case.landmarks[name])}
 
 
 def _held(case: Case) -> set[str]:
