@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 DATA ?=
 MODEL ?=
 TRAINED_ON ?=
+SEGMENTER ?=
+SEGMENTER_ON ?=
 OUT ?= quickstart-out
 
 .PHONY: quickstart test check gallery install clean
@@ -21,9 +23,10 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# docs/gallery.md and its pictures, from real scans (DATA, with SOURCES.csv) and a model (MODEL, a run folder).
+# docs/gallery.md and its pictures, from real scans (DATA, with SOURCES.csv), a model (MODEL, a run folder) and perhaps a SEGMENTER.
 gallery: install
-	$(BIN)/ctfoundry explain gallery --data $(DATA) --model $(MODEL) $(if $(TRAINED_ON),--trained-on "$(TRAINED_ON)") -o docs
+	$(BIN)/ctfoundry explain gallery --data $(DATA) --model $(MODEL) $(if $(TRAINED_ON),--trained-on "$(TRAINED_ON)") \
+		$(if $(SEGMENTER),--segmenter $(SEGMENTER)) $(if $(SEGMENTER_ON),--segmenter-on "$(SEGMENTER_ON)") -o docs
 
 install: $(VENV)/.installed
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
 import worlds
+from adapt import levels
 from ctfoundry import io
 from ctfoundry.errors import UsageError
 from ctfoundry.quickstart import gallery
@@ -39,7 +41,11 @@ def data(tmp_path):
 def test_gallery_shows_credits_and_says_what_the_model_is(data, tmp_path, monkeypatch):
     monkeypatch.setattr(gallery, "VIEWS", ("chest", "pelvis"))
     out = tmp_path / "docs"
-    made = gallery.make(data, worlds.tiny(), out, random=worlds.tiny(seed=1), phantoms=3)
+    named = levels.segmenter()
+    card = replace(named.card, training={"patients": {"train": 7}, "steps": 1200})
+    named = replace(named, card=card)
+    asked = {"segmenter": named, "segmenter_on": "made-up blobs", "phantoms": 3}
+    made = gallery.make(data, worlds.tiny(), out, random=worlds.tiny(seed=1), **asked)
     assert set(made["results"]["failed"]) == {"gpl", "small", "bad"}
     text = (out / "gallery.md").read_text()
     assert "**random weights**" in text
@@ -47,9 +53,9 @@ def test_gallery_shows_credits_and_says_what_the_model_is(data, tmp_path, monkey
     assert "gpl" not in text
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
     assert [p.rsplit("/", 1)[1] for p in pictures] == made["results"]["pictures"]
-    assert {"scans.webp", "pca.webp", "search.webp", "saliency.webp", "clusters.webp"} == set(
-        made["results"]["pictures"]
-    )
+    kinds = ("scans", "pca", "search", "segment", "saliency", "clusters")
+    assert {f"{kind}.webp" for kind in kinds} == set(made["results"]["pictures"])
+    assert "`levels`, trained for 1,200 steps on 7 patients (made-up blobs)" in text
     for picture in pictures:
         assert (out / picture).read_bytes()[8:12] == b"WEBP"
     assert str(tmp_path) not in text + (out / "images" / "gallery" / "run.json").read_text()

@@ -83,6 +83,7 @@ def write(
     cards = [_card(out, record, scan, said[scan.id]) for record, scan in zip(records, batch, strict=True)]
     cards.sort(key=lambda card: card.tone != "poor")
     if cards:
+        names = {m.label: m.name for scan in batch for m in scan.measures if m.voxels}
         sections += [
             page.Heading("Scans"),
             page.Cards(
@@ -90,7 +91,9 @@ def write(
                 caption="Outlines in the planes that cut most structures; scans to look at first. The patient's right is on the left.",
                 width=430,
             ),
-            page.Figure(_legend(batch), "Colours of the structures that were found.", "Names beside their colours"),
+            page.Figure(
+                planes.label_legend(names), "Colours of the structures that were found.", "Names beside their colours"
+            ),
         ]
     if odd:
         table = _flag_table(odd)
@@ -168,23 +171,6 @@ def _picture(path: Path) -> Picture:
     except OSError:  # removed by hand, perhaps because it shows a patient
         shown = np.zeros((HEIGHT, 2 * HEIGHT, 3), dtype=np.uint8)
     return np.pad(shown, ((BAND, 0), (0, 0), (0, 0)))
-
-
-def _legend(batch: Sequence[Measured]) -> Picture:
-    """Names beside their colours, in columns."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    names = sorted({(m.label, m.name) for scan in batch for m in scan.measures if m.voxels})
-    font, line, across = ImageFont.load_default(13), 20, 4
-    wide = max([int(font.getlength(name)) for _, name in names] or [0]) + 34
-    down = max(1, -(-len(names) // across))
-    image = Image.new("RGB", (wide * min(across, max(len(names), 1)) + 10, down * line + 10))
-    draw = ImageDraw.Draw(image)
-    for k, (value, name) in enumerate(names):
-        x, y = 8 + wide * (k // down), 8 + line * (k % down)
-        draw.rectangle((x, y, x + 12, y + 12), fill=planes.label_colour(value))
-        draw.text((x + 19, y + 6), name, (235, 235, 235), font, anchor="lm")
-    return np.asarray(image)
 
 
 def _volume_tables(batch: Sequence[Measured], found: Sequence[Flag]) -> list[Any]:

@@ -25,9 +25,9 @@ from ctfoundry.evaluate.landmarks import centroids
 from ctfoundry.explain import clusters, clusters_page, pca, pca_page, saliency, saliency_page
 from ctfoundry.explain.saliency_target import target_of
 from ctfoundry.keys import Key
-from ctfoundry.quickstart.pictures import sheet
+from ctfoundry.quickstart.pictures import WIDTH, sheet
 from ctfoundry.record import Record
-from ctfoundry.report.planes import body_centre, three_planes
+from ctfoundry.report.planes import body_centre, label_legend, three_planes
 from ctfoundry.retrieval import search
 from ctfoundry.retrieval.pages import hit_picture, query_picture
 from ctfoundry.volume import Volume
@@ -97,14 +97,15 @@ def make(
     random: Encoder | None = None,
     segmenter: Segmenter | None = None,
     trained_on: str = "",
+    segmenter_on: str = "",
     phantoms: int = 8,
     seed: int = 0,
     say: Say = lambda _: None,
 ) -> dict[str, Any]:
     """Write ``OUT/gallery.md`` and ``OUT/images/gallery``; returns the content of its ``run.json``.
 
-    random : the same network with random weights, whose colours are then shown below. `phantoms` : a part of the body, for the
-    clusters. A picture that cannot be made is left out and named in the result. Raises UsageError for fewer than two scans.
+    random : the same network with random weights, whose colours are then shown below. `trained_on`, `segmenter_on` : what the
+    models were trained on, for the captions. `phantoms` : a part of the body, for the clusters. A picture that cannot be made is left out and named in the result. Raises UsageError for fewer than two scans.
     """
     record = Record(["explain", "gallery", "--model", encoder.card.name], {"seed": seed}, str(encoder.device))
     made = Made()
@@ -119,7 +120,7 @@ def make(
         ("clusters", lambda: _clusters(encoder, phantoms, seed, out / FOLDER)),
     ]
     if segmenter is not None:
-        steps.insert(3, ("segment", lambda: _segments(scans, segmenter)))
+        steps.insert(3, ("segment", lambda: _segments(scans, segmenter, segmenter_on)))
     for name, step in steps:
         say(name)
         try:
@@ -291,11 +292,20 @@ def _saliency(scans: Sequence[Shown], encoder: Encoder, seed: int) -> tuple[Pict
     )
 
 
-def _segments(scans: Sequence[Shown], segmenter: Segmenter) -> tuple[Picture, Section]:
+def _segments(scans: Sequence[Shown], segmenter: Segmenter, trained_on: str) -> tuple[Picture, Section]:
     shown = scans[:2]
-    row = [three_planes(s.volume, height=300, overlay=segmenter(s.volume)) for s in shown]
-    text = f"Labels of {segmenter.card.name} over {' and '.join(s.credit for s in shown)}. No expert has checked them."
-    return sheet([row]), Section(
+    found = [segmenter(s.volume) for s in shown]
+    row = [three_planes(s.volume, height=300, overlay=labels) for s, labels in zip(shown, found, strict=True)]
+    seen = sorted({int(v) for labels in found for v in np.unique(labels.voxels)} - {0})
+    card, names = segmenter.card, {v: segmenter.names[v].replace("_", " ") for v in seen}
+    patients, steps = card.training.get("patients", {}).get("train"), card.training.get("steps")
+    trained = f", trained for {steps:,} steps on {patients} patients" if patients and steps else ""
+    text = (
+        f"Labels of `{card.name}`{trained}{f' ({trained_on})' if trained_on else ''}, over {' and '.join(s.credit for s in shown)}. "
+        "No expert has checked them."
+    )
+    legend = label_legend(names, across=8, width=WIDTH)
+    return np.concatenate([sheet([row], width=legend.shape[1]), legend]), Section(
         "Every voxel named", "segment.webp", text, "ctfoundry segment SCAN --model MODEL -o OUT"
     )
 

@@ -24,7 +24,11 @@ def colour_picture(volume: Volume, colours: FeatureMap, *, height: int = 220) ->
     return three_planes(volume, height=height, overlay=Overlay(values, colours.affine, alpha=0.75))
 
 
-def sheet(rows: Sequence[Sequence[Picture]], *, width: int = 1240, gap: int = 8) -> Picture:
+WIDTH = 1240
+"""Pixels of a sheet."""
+
+
+def sheet(rows: Sequence[Sequence[Picture]], *, width: int = WIDTH, gap: int = 8) -> Picture:
     """Pictures in rows; the pictures of a row have one height, and all rows are scaled to `width` pixels."""
     from PIL import Image
 

@@ -8,7 +8,7 @@ Anterior is on the left. In RAS+ that is one rule: columns and rows run *against
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -288,6 +288,23 @@ def label_colour(label: int) -> tuple[int, int, int]:
     light, strong = ((0.62, 0.75), (0.52, 0.65), (0.72, 0.6))[label % 3]
     red, green, blue = colorsys.hls_to_rgb(hue, light, strong)
     return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def label_legend(names: Mapping[int, str], *, across: int = 4, width: int = 0) -> Picture:
+    """Names beside their labels' colours, in `across` columns; at least `width` pixels wide."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font, line = ImageFont.load_default(13), 20
+    widest = max([int(font.getlength(name)) for name in names.values()] or [0]) + 34
+    wide = max(widest, (width - 10) // across)
+    down = max(1, -(-len(names) // across))
+    image = Image.new("RGB", (max(width, wide * min(across, max(len(names), 1)) + 10), down * line + 10))
+    draw = ImageDraw.Draw(image)
+    for k, (value, name) in enumerate(sorted(names.items())):
+        x, y = 8 + wide * (k // down), 8 + line * (k % down)
+        draw.rectangle((x, y, x + 12, y + 12), fill=label_colour(value))
+        draw.text((x + 19, y + 6), name, (235, 235, 235), font, anchor="lm")
+    return np.asarray(image)
 
 
 def heat_colours(values: Float[np.ndarray, "..."]) -> Float32[np.ndarray, "... 3"]:
