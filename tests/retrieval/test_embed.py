@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import duckdb
@@ -10,10 +11,15 @@ import pytest
 import torch
 
 import worlds
-from ctfoundry.errors import ReadError, StoreError
+from ctfoundry import io, zoo
+from ctfoundry.encoder import Encoder
+from ctfoundry.errors import ReadError, StoreError, UsageError
+from ctfoundry.infer.passes import Extent
+from ctfoundry.preparation import PREPARATIONS
 from ctfoundry.retrieval import embed as embedding
 from ctfoundry.retrieval.embed import Scan, Settings, embed, load_index
 from ctfoundry.retrieval.index import Index
+from ctfoundry.retrieval.sources import query_in_index
 
 
 def scans(count: int) -> list[Scan]:
@@ -121,3 +127,30 @@ def test_of_two_contents_of_one_id_the_later_counts(tmp_path, order):
         embed([Scan("s", f"digest{i}", partial(worlds.body, i))], worlds.tiny(), tmp_path)
     expected = torch.nn.functional.normalize(worlds.tiny()(worlds.body(order[1])).vector, dim=0)
     torch.testing.assert_close(load_index(tmp_path).rows[0], expected)
+
+
+QWEN = {
+    "model_type": "qwen3", "vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["flexict-3d", "flexict-vlm"])
+def test_a_new_scan_is_asked_with_the_patch_of_the_index(tmp_path, monkeypatch, name):
+    vision = {"axes": 3, "patch": 8, "size": [144, 3, 2], "rotary": "float32"}
+    card = replace(
+        zoo.CARDS[name], arguments={"vision": vision, "text": QWEN, "width": 24} if name == "flexict-vlm" else vision,
+        preparation=PREPARATIONS["flexict-tiny"], extent=Extent("whole"), level="block2", seed=0,
+    )  # fmt: skip
+    encoder = Encoder.of(zoo.build(card), card)
+    embed(scans(2), zoo.with_patch(encoder, (8, 16, 16)), tmp_path / "index")
+    io.write(worlds.body(3), tmp_path / "new.nii.gz")
+    monkeypatch.setattr(embedding.ModelOf, "load", lambda how: encoder)
+    asked = (tmp_path / "index", load_index(tmp_path / "index"), str(tmp_path / "new.nii.gz"))
+    vector, _ = query_in_index(*asked, name, None, "cpu", 0)
+    expected = zoo.with_patch(encoder, (8, 16, 16))(io.read(tmp_path / "new.nii.gz")).vector
+    torch.testing.assert_close(vector, expected)
+    other = replace(card, seed=1)
+    monkeypatch.setattr(embedding.ModelOf, "load", lambda how: Encoder.of(zoo.build(other), other))
+    with pytest.raises(UsageError, match="other weights"):
+        query_in_index(*asked, name, None, "cpu", 0)

@@ -247,13 +247,19 @@ def _with_one_patch(value: Any) -> Any:
     return {key: _with_one_patch(v) for key, v in value.items()} | same
 
 
+def patch_of(card: Mapping[str, Any]) -> int | list[int] | None:
+    """The patch of a card, as plain data: one number, or one an axis where they differ; None where the network has none."""
+    arguments = _with_one_patch(card["arguments"])
+    size: int | list[int] | None = arguments.get("vision", arguments).get("patch")  # of a pair, its vision network's
+    return size
+
+
 def how_they_differ(there: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, str]:
     """(what is wrong, what to do) where a folder's card is not `same_model` as the given one."""
 
     def patch(card: Mapping[str, Any]) -> str:
-        arguments = _with_one_patch(card["arguments"])
-        size = arguments.get("vision", arguments).get("patch", "")
-        return "x".join(map(str, size)) if isinstance(size, list) else str(size)
+        size = patch_of(card)
+        return "x".join(map(str, size)) if isinstance(size, list) else str(size or "")
 
     # a patch also decides what the preparation pads to, and how large a cube is
     if patch(there) != patch(given) and set(_differences(there, given)) <= {"arguments", "preparation", "extent"}:

@@ -206,7 +206,7 @@ def query_in_index(
     In an index of windows or slices an id stands for the mean of its rows.
     """
     from ctfoundry import zoo
-    from ctfoundry.retrieval.embed import ModelOf, read_card
+    from ctfoundry.retrieval.embed import ModelOf, how_they_differ, patch_of, read_card
     from ctfoundry.settings import to_data
 
     known = set(index.ids)
@@ -219,13 +219,12 @@ def query_in_index(
         raise UsageError("the query is not in the index", where=query, do="give --model, the one that made the index")
     encoder = ModelOf(model, weights, device, seed).load()
     card = read_card(folder)
-    patch = card["model"]["arguments"].get("patch")
-    if isinstance(patch, list) and "patch" in encoder.card.arguments:  # embedded with --patch
+    patch, given = patch_of(card["model"]), patch_of(to_data(encoder.card))
+    if patch is not None and given is not None and patch != given:  # embedded with --patch
         encoder = zoo.with_patch(encoder, patch)
     if not same_model(card["model"], to_data(encoder.card)):
-        raise UsageError(
-            f"the index was made by {card['model']['name']!r} with other weights or settings", where=folder
-        )
+        what, do = how_they_differ(card["model"], to_data(encoder.card))
+        raise UsageError(what, where=folder, do=do)
     name = index.vector or card["settings"]["vectors"][0]
     if name not in encoder.vectors:
         raise UsageError(
