@@ -103,6 +103,18 @@ def test_words_follow_the_interval_and_the_direction() -> None:
     assert "miss of a search, mm: worse" in words["a"]  # it grew by 10 mm
     assert "`vicreg` to `vicreg-intra`: the paper's order is reproduced" in words["b"]
     assert "not reproduced (undecided)" in words["c"].replace("**", "")
+    few = [
+        {
+            **result,
+            "dice": {
+                method: {patient: value for patient, value in own.items() if patient in list(own)[:3]}
+                for method, own in result["dice"].items()
+            },
+        }
+        for result in results()
+    ]
+    first = ablation_report.conclusions(ablation_report.summarise(few))[0]
+    assert "nothing can be said of the paper's order (too few patients)" in first
     lower = ablation_report.MEASURES[2]
     assert lower.verdict(Interval(-3, -4, -2, 8, 8, 0)) == "better"
     assert lower.verdict(Interval(-3, None, None, 2, 8, 0)) == "too few patients"

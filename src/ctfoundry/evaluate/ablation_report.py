@@ -10,7 +10,7 @@ from typing import Any
 from ctfoundry import files, stats
 from ctfoundry.evaluate import comparison
 from ctfoundry.evaluate.ablation import ARMS, RANDOM, Plan
-from ctfoundry.evaluate.comparison import Report, intervals, measured, plain
+from ctfoundry.evaluate.comparison import BETTER, UNDECIDED, WORSE, Report, intervals, measured, plain
 from ctfoundry.report.page import Table
 from ctfoundry.settings import to_data
 from ctfoundry.stats import Interval, Pair
@@ -196,9 +196,11 @@ def conclusions(summary: Summary) -> list[str]:
         if claim.startswith("not in"):
             tail = f"micro Dice is {paper}"
         else:
-            tail = {"better": "the paper's order is reproduced", "worse": "the paper's order is **reversed**"}.get(
-                paper, f"the paper's order is **not reproduced** ({paper})"
-            )
+            tail = {
+                BETTER: "the paper's order is reproduced",
+                WORSE: "the paper's order is **reversed**",
+                UNDECIDED: "the paper's order is **not reproduced** (undecided)",
+            }.get(paper, f"nothing can be said of the paper's order ({paper})")
         rest = ", ".join(f"{m.text}: {words[m.name]}" for m in MEASURES if m.name != "dice_micro")
         said.append(f"`{a}` to `{b}`: {tail}. {rest}.")
     for m in MEASURES:
