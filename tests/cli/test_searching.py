@@ -10,6 +10,9 @@ import pytest
 
 import worlds
 from ctfoundry import io, zoo
+from ctfoundry.cli.search import _otherwise
+from ctfoundry.errors import UsageError
+from ctfoundry.retrieval.search_maps import Looking, default_levels
 from ctfoundry.volume import Volume
 from program import result, run
 
@@ -112,3 +115,12 @@ def test_a_report_does_not_overwrite_a_calibration(tmp_path):
     done = run("evaluate", "search", tmp_path / "run", "-o", tmp_path / "run")
     assert done.returncode == 2
     assert "another folder" in done.stderr
+
+
+def test_a_way_beside_is_another_one_or_refused():
+    encoder, first = worlds.tiny(), Looking(window=(8, 16, 16))
+    with pytest.raises(UsageError, match="no shifts"):
+        _otherwise("shifts=1x2x2", first, encoder)
+    found = _otherwise("dense,shifts=1x2x2", first, encoder)
+    assert (found.window, found.shifts, found.levels) == (None, (1, 2, 2), default_levels(encoder))
+    assert _otherwise("windows=8x16x16", found, encoder) == first

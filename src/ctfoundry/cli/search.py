@@ -275,6 +275,8 @@ def _otherwise(text: str, first: Looking, encoder: Encoder) -> Looking:
         elif name == "levels":
             looking = replace(looking, window=None, levels=tuple(encoder.level(n).name for n in value.split("+")))
         elif name == "shifts":
+            if looking.window is not None:
+                raise UsageError("windows have no shifts", where="--beside", do="give dense,shifts=DxHxW, or --overlap")
             looking = replace(looking, shifts=triple(value))
         else:
             raise UsageError(
