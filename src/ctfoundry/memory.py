@@ -15,7 +15,7 @@ class Memory:
         self.limit = limit
         self.used = 0
         self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
-        self._making: dict[Hashable, threading.Lock] = {}
+        self._making: dict[Hashable, tuple[threading.Lock, int]] = {}  # and how many callers hold it or wait for it
         self._lock = threading.Lock()
 
     def __contains__(self, key: Hashable) -> bool:
@@ -49,9 +49,14 @@ class Memory:
                 self.used -= self._kept.pop(key)[1]
 
     def once(self, key: Hashable, make: Callable[[], tuple[Any, int]]) -> Any:
-        """The value, made by `make` (value, bytes) where it is missing; callers that come meanwhile wait for that one."""
+        """The value, made by `make` (value, bytes) where it is missing; callers that come meanwhile wait for it.
+
+        Of one key nothing is ever made twice at a time, also where making fails, or gives a value too large to be kept: then the
+        next caller makes it again.
+        """
         with self._lock:
-            making = self._making.setdefault(key, threading.Lock())
+            making, callers = self._making.get(key, (threading.Lock(), 0))
+            self._making[key] = making, callers + 1
         try:
             with making:
                 found = self.get(key)
@@ -60,5 +65,9 @@ class Memory:
                     self.put(key, found, size)
         finally:
             with self._lock:
-                self._making.pop(key, None)
+                callers = self._making[key][1] - 1
+                if callers:
+                    self._making[key] = making, callers
+                else:
+                    del self._making[key]
         return found
