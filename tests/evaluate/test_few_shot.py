@@ -172,3 +172,6 @@ def test_the_page_says_which_is_higher_and_leaves_unpaired_runs_out(tmp_path: Pa
     assert f"{INTENSITY}, from the same shots: the pretrained network is not above it at 5, 50 shots." in page
     assert (tmp_path / "report.html").is_file()
     assert json.loads((tmp_path / "results.json").read_text())["differences"]
+    few = [{**r, "patients": r["patients"][:3], "counts": r["counts"][:3]} for r in results]
+    words = few_shot_report.conclusions(few_shot_report.summarise(few, CLASSES))
+    assert f"{INTENSITY}, from the same shots: the pretrained network is measured on too few patients to say." in words

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ctfoundry import files, stats, structures
-from ctfoundry.evaluate.comparison import BETTER, Measure, Report, intervals, plain
+from ctfoundry.evaluate.comparison import BETTER, FEW, Measure, Report, intervals, plain
 from ctfoundry.evaluate.few_shot import (
     ARMS,
     FROZEN,
@@ -270,11 +270,13 @@ def conclusions(summary: Summary) -> list[str]:
             said.append(f"{a} against {b}, macro Dice: {each}.")
     for method in (INTENSITY, POSITION):
         found = {n: i for (x, y, n), i in summary.differences.items() if (x, y) == (PRETRAINED, method)}
-        below = [n for n, i in found.items() if DICE.verdict(i) != BETTER]
+        told = {n: DICE.verdict(i) for n, i in found.items()}
+        below = [n for n, word in told.items() if word != BETTER]
         if found:
             tail = (
                 f"not above it at {', '.join(map(str, below))} shots" if below else "above it at every number of shots"
             )
+            tail = "measured on too few patients to say" if FEW in told.values() else tail
             said.append(f"{method}, from the same shots: the pretrained network is {tail}.")
     return said
 
