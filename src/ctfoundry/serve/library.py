@@ -92,10 +92,6 @@ class Library:
         with self._lock:
             return (*self._uploads, *self._entries)
 
-    def is_upload(self, id: str) -> bool:
-        """Whether a scan was sent from the page."""
-        return id in self._uploads
-
     def is_indexed(self, id: str) -> bool:
         """Whether the index holds a scan."""
         return id in self._entries and self._entries[id].indexed
