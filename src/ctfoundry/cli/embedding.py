@@ -170,12 +170,12 @@ def retrieve(
         columns = ("id", "score", "similarities")
     if rows and rows[0].get("centre") is not None:
         columns += ("centre",)
-    if html is not None:
-        _write_page(html, index, query, without, rows, "; ".join(described))
     show(
         {"neighbours": rows, "search": described},
         lambda: print_table(("rank", *columns), [(i, *(_text(r[c]) for c in columns)) for i, r in enumerate(rows, 1)]),
     )
+    if html is not None:  # after the answer, which a query that cannot be read again must not lose
+        _write_page(html, index, query, without, rows, "; ".join(described))
 
 
 def _write_page(
@@ -198,7 +198,8 @@ def _write_page(
 
     scans = in_folder(index[0], [row["id"] for row in shown])  # one by one: forty of them take gigabytes
     found = ((id, facts(row), scan, row.get("centre")) for row, (id, scan) in zip(shown, scans, strict=True))
-    page.write(html, retrieve_page((own[0], asked), found, how))
+    some = f"; pictures of the first {SHOWN} of {len(rows)}" if len(rows) > SHOWN else ""
+    page.write(html, retrieve_page((own[0], asked), found, how + some))
     say(f"wrote {html}")
 
 

@@ -140,9 +140,8 @@ def summarise(results: Results, groups: Mapping[str, Sequence[str]]) -> Summary:
             if found is not None:
                 differences[a, b, n] = found
                 seeds = sorted(set(next(iter(ours.values()))) & set(next(iter(other.values()))))
-                by_seed[a, b, n] = [
-                    sum(ours[p][s] - other[p][s] for p in ours if p in other) / len(ours) for s in seeds
-                ]
+                both = [p for p in ours if p in other]
+                by_seed[a, b, n] = [sum(ours[p][s] - other[p][s] for p in both) / len(both) for s in seeds]
     grouped: dict[tuple[str, str, int], Runs] = {
         (group, method, n): by_patient(results, method, n, [names.index(name) for name in kinds[group]])
         for method, n in values

@@ -160,9 +160,9 @@ def _read_parts(file: BinaryIO, body: int, size: int, explicit: bool, where: Pat
         except EndError:
             if len(data) < look:
                 raise
-        if look > 2 * SMALL_LIMIT:
+        if look == 2 * SMALL_LIMIT:
             raise _too_large(where)
-        look *= 4
+        look = min(4 * look, 2 * SMALL_LIMIT)
 
 
 def _parts(data: bytes, body: int, size: int, explicit: bool, where: Path) -> tuple[bytes, dict[int, Span]]:

@@ -19,7 +19,13 @@ SCORE_BYTES = 8 * 2**20
 """Scores that `in_parts` holds at a time, and as much again for their softmax, whatever the number of tokens. With a quarter of it
 1,029 to 4,101 tokens took 1.2 times as long (short rows), with twice as much up to 1.7 times (fresh memory)."""
 
-PLAIN_BF16 = torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+
+def _has(feature: str) -> bool:
+    """What torch says of this CPU; False where another torch does not say it."""
+    return bool(getattr(torch.cpu, f"_is_{feature}_supported", bool)())
+
+
+PLAIN_BF16 = _has("avx512_bf16") and not _has("amx_tile")
 """Whether this CPU multiplies bfloat16, but not in tiles. By the kind of machine, never by a timing, so that a machine's answer is
 always the same one."""
 

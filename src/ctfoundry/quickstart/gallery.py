@@ -254,12 +254,12 @@ def _search(scans: Sequence[Shown], encoder: Encoder) -> tuple[Picture, Section]
         if abs(far) > OTHER_SIDE:
             judged += " The answer lies on another side of the body than the query: **a miss**."
     text = (
-        f"A click on {what} in {query.credit} (first three planes) and the most similar place in another patient, "
-        f"{target.credit}, with the most similar tenth of all cells as a heat map; cosine {hit.similarity:.2f}. {judged} "
+        f"A click on {what} in {query.credit} (above) and the most similar place in another patient, "
+        f"{target.credit} (below), with the most similar tenth of all cells as a heat map; cosine {hit.similarity:.2f}. {judged} "
         "The structure was not chosen by how well it is found."
     )
     picture = sheet(
-        [[query_picture(query.volume, (x, y, z), height=300), hit_picture(target.volume, hit, truth, height=300)]]
+        [[query_picture(query.volume, (x, y, z), height=420)], [hit_picture(target.volume, hit, truth, height=420)]]
     )
     return picture, Section(
         "The same place in another patient",
@@ -295,7 +295,7 @@ def _saliency(scans: Sequence[Shown], encoder: Encoder, seed: int) -> tuple[Pict
 def _segments(scans: Sequence[Shown], segmenter: Segmenter, trained_on: str) -> tuple[Picture, Section]:
     shown = scans[:2]
     found = [segmenter(s.volume) for s in shown]
-    row = [three_planes(s.volume, height=300, overlay=labels) for s, labels in zip(shown, found, strict=True)]
+    rows = [[three_planes(s.volume, height=420, overlay=labels)] for s, labels in zip(shown, found, strict=True)]
     seen = sorted({int(v) for labels in found for v in np.unique(labels.voxels)} - {0})
     card, names = segmenter.card, {v: segmenter.names[v].replace("_", " ") for v in seen}
     patients, steps = card.training.get("patients", {}).get("train"), card.training.get("steps")
@@ -305,7 +305,7 @@ def _segments(scans: Sequence[Shown], segmenter: Segmenter, trained_on: str) -> 
         "No expert has checked them."
     )
     legend = label_legend(names, across=8, width=WIDTH)
-    return np.concatenate([sheet([row], width=legend.shape[1]), legend]), Section(
+    return np.concatenate([sheet(rows, width=legend.shape[1]), legend]), Section(
         "Every voxel named", "segment.webp", text, "ctfoundry segment SCAN --model MODEL -o OUT"
     )
 
