@@ -82,6 +82,28 @@ def test_rows_are_means_over_patients() -> None:
     assert "example" in stability_page.table([few], "windows")[0][2]
 
 
+def test_gains_are_paired_by_patient() -> None:
+    """Against the plain mean of differences; a patient whose other side has no AUROC is left out."""
+    base = {"cosine": [0.5], "mse": [1.0], "places": [], "mse_elsewhere": 4.0, "auroc_other": None}
+    ours, other = [0.9, 0.8, 0.99, 0.7, 0.6], [0.7, 0.75, 0.5, 0.9, None]
+    pairs = [
+        {
+            "patient": f"P{n}",
+            "factor": "dose",
+            "found": {"trained": {"windows": base | {"auroc": a}}, "HU": {"windows": base | {"auroc": b}}},
+        }
+        for n, (a, b) in enumerate(zip(ours, other, strict=True))
+    ]
+    first, second = stability.rows(pairs)
+    assert (first.name, first.gain) == ("trained", None)
+    assert second.gain is not None
+    assert second.gain.value == pytest.approx(np.mean(np.subtract(ours[:4], np.array(other[:4], float))))
+    assert second.gain.patients == 4
+    assert second.gain.low is not None
+    assert second.gain.low < second.gain.value
+    assert stability_page.table([first, second], "windows")[1][-1] == second.gain.text(3)
+
+
 def test_a_moved_patient_is_found_and_a_wrong_pair_refused() -> None:
     """The truth is known: the phantom's own map. Other anatomy must not pass."""
     key = Key.of("test", "register")

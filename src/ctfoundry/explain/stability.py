@@ -205,7 +205,10 @@ def _auroc(own: np.ndarray, other: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the result: a factor, a descriptor, a kind; intervals over patients."""
+    """One line of the result: a factor, a descriptor, a kind; intervals over patients.
+
+    `gain` : AUROC (same patient) of the first descriptor minus this one's, paired; None for the first itself.
+    """
 
     factor: str
     name: str
@@ -214,6 +217,7 @@ class Row:
     mse_share: stats.Interval
     auroc: stats.Interval
     auroc_other: stats.Interval | None
+    gain: stats.Interval | None = None
 
     def data(self) -> dict[str, Any]:
         """As JSON."""
@@ -223,7 +227,7 @@ class Row:
             return None if found is None else {k: getattr(found, k) for k in keys}
 
         out: dict[str, Any] = {"factor": self.factor, "name": self.name, "kind": self.kind}
-        return out | {k: numbers(getattr(self, k)) for k in ("cosine", "mse_share", "auroc", "auroc_other")}
+        return out | {k: numbers(getattr(self, k)) for k in ("cosine", "mse_share", "auroc", "auroc_other", "gain")}
 
 
 def rows(pairs: Sequence[Mapping[str, Any]], *, seed: int = 0) -> list[Row]:
@@ -234,6 +238,7 @@ def rows(pairs: Sequence[Mapping[str, Any]], *, seed: int = 0) -> list[Row]:
             for kind, found in kinds.items():
                 table.setdefault((pair["factor"], name, kind), {}).setdefault(pair["patient"], []).append(found)
     out = []
+    first = next((name for _, name, _ in table), "")
     for (factor, name, kind), patients in table.items():
 
         def mean(pick: str, patients: dict[str, list[Mapping[str, Any]]] = patients) -> stats.Interval | None:
@@ -253,6 +258,26 @@ def rows(pairs: Sequence[Mapping[str, Any]], *, seed: int = 0) -> list[Row]:
                 stats.mean(share, seed=seed),
                 auroc,
                 mean("auroc_other"),
+                _gain(table.get((factor, first, kind), {}), patients, seed) if name != first else None,
             )
         )
     return out
+
+
+def _gain(
+    ours: Mapping[str, Sequence[Mapping[str, Any]]], other: Mapping[str, Sequence[Mapping[str, Any]]], seed: int
+) -> stats.Interval | None:
+    """Paired difference of the AUROC over pairs of scans that have one on both sides."""
+    both = {
+        p: [
+            (float(a["auroc"]), float(b["auroc"]))
+            for a, b in zip(ours[p], other[p], strict=True)
+            if a["auroc"] is not None and b["auroc"] is not None
+        ]
+        for p in ours.keys() & other.keys()
+    }
+    kept = {p: pairs for p, pairs in both.items() if pairs}
+    if not kept:
+        return None
+    sides = ({p: [pair[i] for pair in pairs] for p, pairs in kept.items()} for i in (0, 1))
+    return stats.difference(*sides, seed=seed)

@@ -23,6 +23,7 @@ HEADERS = (
     "squared error, share of elsewhere",
     "AUROC, same patient",
     "AUROC, others",
+    "AUROC (same patient), first minus this",
 )
 
 
@@ -36,6 +37,7 @@ def table(rows: Sequence[Row], kind: str) -> list[list[str | None]]:
             r.mse_share.text(3),
             r.auroc.text(3),
             None if r.auroc_other is None else r.auroc_other.text(3),
+            None if r.gain is None else r.gain.text(3),
         ]
         for r in rows
         if r.kind == kind
