@@ -14,6 +14,7 @@ from sklearn.metrics import silhouette_samples
 from sklearn.neighbors import NearestNeighbors
 
 import skips
+from ctfoundry.cli.explain_maps import _encoder_names
 from ctfoundry.errors import UsageError
 from ctfoundry.explain import clusters, clusters_page
 from ctfoundry.explain.clusters import Points
@@ -142,6 +143,22 @@ def test_labels_are_read_with_or_without_patients(tmp_path):
         clusters.read_labels(tmp_path / "none.csv")
     with pytest.raises(UsageError, match="1 of 2 vectors"):
         clusters.chosen(["a", "b"], np.eye(2), {"a": ("x", "p")})
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_labels_as_spreadsheets_write_them(tmp_path, mark):
+    table = tmp_path / "labels.csv"
+    table.write_text(mark.join(("id", "label", "patient")) + "\n" + mark.join(("a", "x", "p1")), encoding="utf-8-sig")
+    assert clusters.read_labels(table) == {"a": ("x", "p1")}
+    table.write_bytes("id,label\na,Köln\n".encode("latin-1"))
+    with pytest.raises(UsageError, match="no CSV in UTF-8"):
+        clusters.read_labels(table)
+
+
+def test_the_page_tells_trained_from_random_weights():
+    trained, random = {"name": "m", "weights": "trained"}, {"name": "m", "weights": "random"}
+    assert _encoder_names([trained, random]) == ["m", "m, random weights"]
+    assert _encoder_names([trained, random, trained]) == ["m 1", "m, random weights", "m 3"]
 
 
 def hostile() -> str:

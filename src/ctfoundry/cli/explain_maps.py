@@ -220,7 +220,10 @@ def explain_clusters(
     known = clusters.read_labels(labels, column)
     indices = [(folder, load_index(folder, vector)) for folder in index]
     shared = set(known).intersection(*(set(found.ids) for _, found in indices))
-    names = _encoder_names([read_card(folder)["model"]["name"] for folder, _ in indices])
+    names = _encoder_names([read_card(folder)["model"] for folder, _ in indices])
+    unknown = len(set(known) - shared)
+    if unknown and shared:
+        say(f"{unknown} of {len(known)} ids of {labels.name} are not in {'every' if len(index) > 1 else 'the'} folder")
     record = Record(["explain", "clusters", *names], {"seed": seed})
     sizes: list[tuple[clusters.Method, float]] = [("t-SNE", v) for v in _sizes(perplexity, "--perplexity")]
     sizes += [("UMAP", v) for v in _sizes(umap, "--umap")]
@@ -404,8 +407,9 @@ def _sizes(text: str, where: str) -> list[float]:
         raise UsageError(f"{text!r} is no list of numbers", where=where) from None
 
 
-def _encoder_names(names: list[str]) -> list[str]:
-    """Names that differ: two folders of one model are told apart by their order."""
+def _encoder_names(cards: list[dict[str, Any]]) -> list[str]:
+    """Names that differ: random weights are called so, and two folders that are still called alike are numbered."""
+    names = [card["name"] + (", random weights" if card["weights"] == "random" else "") for card in cards]
     return [f"{n} {i}" if names.count(n) > 1 else n for i, n in enumerate(names, 1)]
 
 

@@ -66,13 +66,16 @@ class Score:
 def read_labels(table: Path, column: str = "label") -> dict[str, tuple[str, str]]:
     """Id to (label, patient) of a CSV with the columns ``id``, `column`, and ``patient`` where it has one.
 
-    Without patients each scan is its own. Rows with an empty label are left out. Raises UsageError for other tables and for an
-    id with two labels.
+    Commas, semicolons or tabs part the columns. Without patients each scan is its own. Rows with an empty label are left out.
+    Raises UsageError for other tables and for an id with two labels.
     """
     found: dict[str, tuple[str, str]] = {}
     try:
         with open(table, newline="", encoding="utf-8-sig") as stream:
-            rows = csv.DictReader(stream)
+            head = stream.readline()
+            stream.seek(0)
+            # what spreadsheets write where a comma parts whole numbers from fractions
+            rows = csv.DictReader(stream, delimiter=max(",;\t", key=head.count))
             for name in ("id", column):
                 if name not in (rows.fieldnames or ()):
                     raise UsageError(f"has no column {name!r}; {nearest(name, rows.fieldnames or ())}", where=table)
@@ -85,6 +88,8 @@ def read_labels(table: Path, column: str = "label") -> dict[str, tuple[str, str]
                     raise UsageError(f"gives {id!r} two labels or patients", where=table)
     except OSError as error:
         raise UsageError(f"cannot be read ({error.strerror})", where=table) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"is no CSV in UTF-8 ({error})", where=table, do="save it as CSV, UTF-8") from error
     return found
 
 
@@ -96,7 +101,7 @@ def chosen(
     if len(rows) < 3:
         raise UsageError(
             f"{len(rows)} of {len(ids)} vectors have a label, three are needed",
-            do="the table's ids are those of `embed` (OUT/index.parquet, or `embed --export csv`)",
+            do="the table's ids are those of `embed`; beside file names: `ctfoundry embeddings export OUT csv --names`",
         )
     rows.sort(key=lambda i: (ids[i], i))
     if len(rows) > MOST:
