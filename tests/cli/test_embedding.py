@@ -77,6 +77,42 @@ def test_embed_with_all_it_can_find_by_it_and_thin_it_out(data, tmp_path, comman
     assert {row[0] for row in duckdb.sql(f"select id from '{table}'").fetchall()} == set(load_index(out).ids)
 
 
+def test_what_a_stranger_gets_wrong_is_named(data, tmp_path, command, monkeypatch):
+    """Every message says which argument is wrong, and what is known instead."""
+    model, scan = data / "model.safetensors", tmp_path / "patient 1" / "ct.nii.gz"
+    for seed, place in enumerate((scan, tmp_path / "patient 2" / "ct.nii.gz")):
+        io.write(worlds.body(seed, (6, 24, 26)), place)
+    io.write(io.read(data / "masks" / "Doe Jane 0.nii.gz"), scan.parent / "labels.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    ids = command("embed", "patient 1", "patient 2", "--model", model, "-o", "emb")["done"]
+    monkeypatch.chdir(data)
+    out, page = tmp_path / "emb", tmp_path / "found.html"
+    command("retrieve", "--index", out, "--query", ids[0], "--html", page)
+    assert page.read_text(encoding="utf-8").count("<img") == 2, "pictures also from another working folder"
+    (table,) = command("embeddings", "export", out, "csv", "--names")["tables"]
+    with open(out / "tables" / table, newline="") as stream:
+        assert {row["name"] for row in csv.DictReader(stream)} == {"patient 1/ct.nii.gz", "patient 2/ct.nii.gz"}
+
+    def said(*asked: object) -> str:
+        return str(command(*asked, fails=True)[1])
+
+    find = ("retrieve", "--index", out, "--model", model, "--query")
+    assert "neither an id of the index nor a file" in said(*find, "scan-nosuch")
+    assert "labels.nii.gz: is a label map" in said(*find, scan.parent / "labels.nii.gz")
+    assert "grids no, not yes" in said("embed", scan, "--model", model, "-o", out, "--grids")
+    assert "is a file, not a folder" in said("embed", scan, "--model", model, "-o", scan)
+    assert f"{COUNT} x label map" in said("embed", data / "masks", "--model", model, "-o", tmp_path / "no")
+    (tmp_path / "t.csv").write_text("id;age\n" + "".join(f"{id};50\n" for id in ids))
+    asked = ("retrieve", "--index", out, "--query", ids[0], "--table", tmp_path / "t.csv", "--where")
+    assert "columns: id, age" in said(*asked, "alter > 5")
+    assert command(*asked, "age > 60")["neighbours"] == []
+
+    # a scan and its labels in one folder, which is how single scans are passed on
+    regions = command("embed", scan, "--model", model, "-o", tmp_path / "roi", "--roi", scan.parent)
+    assert regions["failed"] == {}
+    assert "roi:1" in command("embeddings", "show", tmp_path / "roi")["vectors"]
+
+
 def test_slices_of_a_vit_with_another_patch_and_two_indices_fused(data, tmp_path, command):
     vit, narrow = tmp_path / "vit", tmp_path / "narrow"
     flexict = ("--model", "flexict-tiny", "--weights", "random", "--slices")

@@ -66,7 +66,7 @@ def test_a_bad_scan_is_named_and_leaves_the_others(tmp_path):
 
 def test_another_encoder_is_refused(tmp_path):
     embed(scans(1), worlds.tiny(), tmp_path)
-    with pytest.raises(StoreError, match="another encoder"):
+    with pytest.raises(StoreError, match="random weights, seed"):
         embed(scans(1), worlds.tiny(seed=1), tmp_path)
 
 

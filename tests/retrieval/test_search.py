@@ -91,7 +91,7 @@ def test_a_window_at_the_border_is_padded_with_air():
 @pytest.mark.parametrize("method", ["dense", "windows"])
 def test_points_outside_are_named(method):
     encoder, volume = worlds.tiny(), worlds.body()
-    with pytest.raises(UsageError, match=r"5000\.0.* lies outside the query scan"):
+    with pytest.raises(UsageError, match=r"5000\.0.* lies outside the query scan(.|\n)*is seen x -?\d+ to -?\d+, y"):
         find(encoder, volume, (5000, 0, 0), volume, method=method, window=(8, 16, 16), levels=LEVELS)
 
 

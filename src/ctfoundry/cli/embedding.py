@@ -168,11 +168,17 @@ def retrieve(
         each = [{n.id: n.similarity for n in ranking} for ranking in rankings]
         rows = [{"id": id, "score": score, "similarities": [own.get(id) for own in each]} for id, score in fused]
         columns = ("id", "score", "similarities")
+    if not rows:
+        say("no scan meets the condition" if where is not None else "no other scan is in the index")
     if rows and rows[0].get("centre") is not None:
         columns += ("centre",)
     show(
         {"neighbours": rows, "search": described},
-        lambda: print_table(("rank", *columns), [(i, *(_text(r[c]) for c in columns)) for i, r in enumerate(rows, 1)]),
+        lambda: (
+            print_table(("rank", *columns), [(i, *(_text(r[c]) for c in columns)) for i, r in enumerate(rows, 1)])
+            if rows
+            else None
+        ),
     )
     if html is not None:  # after the answer, which a query that cannot be read again must not lose
         _write_page(html, index, query, without, rows, "; ".join(described))
@@ -230,7 +236,8 @@ def show_(out: Folder) -> None:
 
     def table() -> None:
         print(f"{scans} scans by {card['model']['name']}, {len(files)} parts, {sum(files.values()) / 2**20:.1f} MiB")
-        print_table(("vector", "rows"), sorted(counts.items()))
+        if counts:
+            print_table(("vector", "rows"), sorted(counts.items()))
 
     show(data, table)
 

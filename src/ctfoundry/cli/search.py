@@ -65,7 +65,7 @@ def search(
     from ctfoundry.retrieval.embed import ModelOf
     from ctfoundry.retrieval.search import Seen, how_to_look
     from ctfoundry.retrieval.search_maps import grid_looking, grid_scene
-    from ctfoundry.retrieval.sources import resolve
+    from ctfoundry.retrieval.sources import a_scan, resolve
 
     if (point is None) is (box is None):
         raise UsageError("a search starts from a --point or a --box")
@@ -100,7 +100,7 @@ def search(
         say("uncalibrated: similarity is no probability (`ctfoundry evaluate search --calibrate` makes it one)")
     seen = Seen.of(
         encoder,
-        source.read(),
+        a_scan(source, query),
         looking,
         seen=None if index is None else grid_scene(index, source.id, encoder),
         calibration=calibration,
@@ -144,9 +144,10 @@ def search(
         page.write(out / "search.html", made)
         record.results = {"hits": hits, "calibrated": calibration is not None}
         record.write(out, [*written, "search.html"])
+    columns = ("target", "place", "x", "y", "z", "similarity", "confidence")
     show(
         {"hits": hits, "failed": failed, "calibrated": calibration is not None},
-        lambda: print_table(("target", "place", "x", "y", "z", "similarity", "confidence"), _rows(hits)),
+        lambda: print_table(columns, _rows(hits)) if hits else None,
     )
     finish(failed, len(hits), targets.paths)
 

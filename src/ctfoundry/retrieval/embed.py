@@ -266,9 +266,14 @@ def how_they_differ(there: Mapping[str, Any], given: Mapping[str, Any]) -> tuple
         made = patch(there)
         return f"was made with a patch of {made}, not {patch(given)}", f"give --patch {made}"
     return (
-        f"was made by {there['name']!r} with other weights or settings, not by this {given['name']!r}",
+        f"was made by {called(there)} with other weights or settings, not by this {called(given)}",
         "give --model the one that made it",
     )
+
+
+def called(card: Mapping[str, Any]) -> str:
+    """The name of a card's model, in quotes, and where its weights are random, their seed."""
+    return repr(card["name"]) + (f" (random weights, seed {card['seed']})" if card["weights"] == "random" else "")
 
 
 def read_card(out: Path) -> dict[str, Any]:
@@ -300,14 +305,31 @@ def _used(encoder: Encoder, settings: Settings) -> dict[str, Any]:
 
 def open_folder(out: Path, encoder: Encoder, settings: Settings) -> None:
     """Make the folder, or check that it is for this encoder and these settings. Raises StoreError."""
+    if out.exists() and not out.is_dir():
+        raise StoreError("is a file, not a folder for embeddings", where=out, do="choose another name")
     card = {"model": to_data(encoder.card), "settings": _used(encoder, settings)}
     if not (out / "card.json").is_file():
         files.create_once(out / "card.json", (json.dumps(card, indent=1, allow_nan=False) + "\n").encode())
     if not fits(out, encoder, settings):
-        raise StoreError(
-            "holds embeddings of another encoder or with other settings", where=out, do="choose another folder"
+        there = read_card(out)
+        if not same_model(there["model"], card["model"]):
+            what, do = how_they_differ(there["model"], card["model"])
+            raise StoreError(what, where=out, do=f"{do}, or choose another folder")
+        kept, asked = there["settings"], card["settings"]
+        other = "; ".join(
+            f"{name} {_plain(kept[name])}, not {_plain(asked[name])}" for name in kept if kept[name] != asked[name]
         )
+        raise StoreError(f"was made with other settings: {other}", where=out, do="choose another folder")
     (out / "parts").mkdir(exist_ok=True)
+
+
+def _plain(value: Any) -> str:
+    """A setting as a person would write it."""
+    if isinstance(value, list):
+        return ("x" if all(isinstance(v, int) for v in value) else "+").join(map(str, value))
+    return (
+        {True: "yes", False: "no", None: "none"}.get(value, str(value)) if not isinstance(value, float) else str(value)
+    )
 
 
 def _check_vectors(encoder: Encoder, settings: Settings) -> None:
@@ -455,7 +477,7 @@ def check_same(a: Path, b: Path) -> Sequence[str]:
     one, other = read_card(a), read_card(b)
     if not same_model(one["model"], other["model"]):
         raise StoreError(
-            f"was made by {other['model']['name']!r} with other weights or preparation than {one['model']['name']!r}",
+            f"was made by {called(other['model'])} with other weights or preparation than {called(one['model'])}",
             where=b,
             do="embed its scans with the same model",
         )

@@ -61,7 +61,8 @@ def where(table: Path, condition: str, *, id: str = "id") -> set[str]:
         try:
             found = base.execute(query).fetchall()
         except duckdb.Error as error:
-            raise UsageError(f"cannot be asked ({_first(error)})", where=condition) from error
+            known = ", ".join(columns[:12]) + (" ..." if len(columns) > 12 else "")
+            raise UsageError(f"cannot be asked ({_first(error)})", where=condition, do=f"columns: {known}") from error
     return {id for (id,) in found if id is not None}
 
 

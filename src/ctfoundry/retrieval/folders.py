@@ -131,11 +131,11 @@ def export(out: Path, kind: str, *, names: bool = False) -> list[Path]:
 
     Columns: id, for windows and slices x, y, z (centre, mm) and box0 .. box5, then f0, f1 ... All regions of interest are in one
     table, ``roi``, with a column `region`. `names` adds the file's own name
-    from ``private.json``; such a table is for its owner's eyes (mode 0600, ``private-`` before its name).
+    from ``private.json`` (with its folders, where several files are called alike); such a table is for its owner's eyes (mode 0600, ``private-`` before its name).
     """
     if kind not in EXPORTS:
         raise UsageError(f"tables are {', '.join(EXPORTS)}, not {kind!r}", where="--export")
-    own = {id: Path(path.partition("#")[0]).name for id, path in _paths(out).items()} if names else None
+    own = _file_names(_paths(out)) if names else None
     written = []
     for vector in dict.fromkeys(_table(name) for name in vector_names(out)):
         stem = ("private-" if names else "") + "".join(c if c.isalnum() or c in "-_" else "_" for c in vector)
@@ -151,6 +151,17 @@ def export(out: Path, kind: str, *, names: bool = False) -> list[Path]:
             place.unlink()
         written.append(target)
     return written
+
+
+def _file_names(paths: Mapping[str, str]) -> dict[str, str]:
+    """The scans' file names, with as many folders before them as tell them all apart (``s0001/ct.nii.gz``)."""
+    parts = {id: Path(path.partition("#")[0]).parts for id, path in paths.items()}
+    different = len(set(parts.values()))
+    for count in range(1, max(map(len, parts.values()), default=0) + 1):
+        found = {id: "/".join(each[-count:]) for id, each in parts.items()}
+        if len(set(found.values())) == different:
+            return found
+    return {}
 
 
 def _table(vector: str) -> str:

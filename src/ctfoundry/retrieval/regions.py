@@ -43,16 +43,20 @@ class LabelMaps:
 
 @dataclass(frozen=True)
 class Regions:
-    """The label maps that a folder holds: `by_path` of a data set's scans, `by_name` of files on their own."""
+    """The label maps that a folder holds: `by_path` of a data set's scans, `by_name` of files on their own, `beside` for the one
+    scan that may lie in the folder itself, with a file that is called labels."""
 
     by_path: Mapping[str, LabelMaps] = field(default_factory=dict)
     by_name: Mapping[str, LabelMaps] = field(default_factory=dict)
+    beside: str | None = None
 
     def of(self, id: str, path: str) -> LabelMaps | None:
         """The maps of a scan: of its place in the data set, its id, its file's name, or its folder's; None where there is none."""
         own = str(Path(path).resolve())
         if own in self.by_path:
             return self.by_path[own]
+        if own == self.beside:
+            return self.by_name["labels"]
         keys = (id, _stem(Path(path)), Path(path).parent.name)
         return next((self.by_name[key] for key in keys if key in self.by_name), None)
 
@@ -60,7 +64,8 @@ class Regions:
 def open_regions(folder: Path) -> Regions:
     """The label maps under `folder`: a data set's (as ``datasets show`` lists them), or files named as the scans.
 
-    ``ID.nii.gz`` or ``SCAN-FILE-NAME.nii.gz`` (as ``segment`` writes them); ``labels.json`` beside them names the numbers.
+    ``ID.nii.gz`` or ``SCAN-FILE-NAME.nii.gz`` (as ``segment`` writes them); ``labels.json`` beside them names the numbers. A
+    folder may also hold one scan and its ``labels.nii.gz``.
     Raises UsageError where there is none.
     """
     if not folder.is_dir():
@@ -87,7 +92,12 @@ def open_regions(folder: Path) -> Regions:
             where=folder,
             do="name them ID.nii.gz, or as the scans' files; or give a data set's folder",
         )
-    return Regions(by_path, by_name)
+    others = sorted(set(by_name) - {"labels"})
+    beside = None
+    if "labels" in by_name and len(others) == 1:  # of several scans nobody knows whose it is
+        (_, place), *_ = by_name[others[0]].maps
+        beside = str(place.resolve())
+    return Regions(by_path, by_name, beside)
 
 
 def _stem(path: Path) -> str:

@@ -67,7 +67,7 @@ class Hit:
 def query_vector(query: FeatureMap, point: Sequence[float]) -> Float[Tensor, "c"]:
     """The feature of a world point; raises UsageError when it lies outside the scan."""
     if not query.holds(point):
-        raise _outside(point)
+        raise _outside(point, query.data.shape[1:], query.affine)
     return query.sample(point)[0]
 
 
@@ -247,7 +247,7 @@ def window_at(
     centre = geometry.to_index(prepared.affine, point)
     shape = np.array(prepared.x.shape[1:])
     if not _holds(prepared, centre):
-        raise _outside(point)
+        raise _outside(point, prepared.x.shape[1:], prepared.affine)
     start = np.round(centre - (np.array(size) - 1) / 2).astype(int)
     width: list[int] = []
     for axis in (2, 1, 0):
@@ -275,8 +275,13 @@ def _heatmap(scores: np.ndarray, target: Scene, grid: Grid) -> Volume:
     return Volume(laid, target.grid.affine, "other").onto(grid, fill=lowest, antialias=False)
 
 
-def _outside(point: Sequence[float]) -> UsageError:
+def _outside(point: Sequence[float], shape: Sequence[int], affine: np.ndarray) -> UsageError:
     text = ",".join(f"{float(v):.1f}" for v in point)
+    corners = geometry.to_world(affine, np.indices((2, 2, 2)).reshape(3, -1).T * (np.array(shape) - 1))
+    reach = (
+        f"{name} {low:.0f} to {high:.0f}" for name, low, high in zip("xyz", corners.min(0), corners.max(0), strict=True)
+    )
     return UsageError(
-        f"the point {text} mm lies outside the query scan", do="points are x,y,z in world millimetres, RAS+"
+        f"the point {text} mm lies outside the query scan",
+        do=f"points are x,y,z in world millimetres, RAS+; of this scan is seen {', '.join(reach)}",
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -52,17 +54,19 @@ def _opened(path: Path) -> Store:
 @dataclass
 class Sources:
     """Scans by the order given; `failed` says by id what could not be opened and why, `failed_paths` where it is; label maps
-    are counted, never taken for scans."""
+    are counted, never taken for scans, and so are files passed over, by the reason."""
 
     scans: list[Source] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     failed_paths: dict[str, str] = field(default_factory=dict)
     labels: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
 
     @property
     def paths(self) -> dict[str, str]:
-        """Where each scan is, those too that could not be opened. Private."""
-        return {source.scan.id: source.path for source in self.scans} | self.failed_paths
+        """Where each scan is, those too that could not be opened, from whatever folder it is asked. Private."""
+        given = {source.scan.id: source.path for source in self.scans} | self.failed_paths
+        return {id: os.path.abspath(path) for id, path in given.items()}
 
     def fail(self, path: str, reason: str) -> None:
         """Note what could not be opened."""
@@ -92,9 +96,9 @@ def resolve(texts: Sequence[str], *, series: Collection[str] | None = None) -> S
                 seen.add(source.scan.id)
                 sources.scans.append(source)
     if not sources.scans and not sources.failed:
-        raise UsageError(
-            f"no CT scan among: {', '.join(texts)}" + (f" ({sources.labels} label maps)" if sources.labels else "")
-        )
+        passed = sources.skipped + Counter({"label map": sources.labels})
+        why = ", ".join(f"{count} x {reason}" for reason, count in passed.most_common(5))
+        raise UsageError(f"no CT scan among: {', '.join(texts)}" + (f" ({why})" if why else ""))
     return sources
 
 
@@ -179,7 +183,9 @@ def _from_store(path: Path, names: Sequence[str] | None) -> list[Source]:
 
 def _from_tree(path: Path, sources: Sources) -> list[Source]:
     found = []
-    for item in io.discover(path).found:
+    seen = io.discover(path)
+    sources.skipped.update(seen.skipped)
+    for item in seen.found:
         if item.is_label:
             sources.labels += 1
             continue
@@ -212,6 +218,9 @@ def query_in_index(
     known = set(index.ids)
     if query in known:
         return index.of_id(query).mean(0), [query]
+    place = place_of(query)[0]
+    if not place.exists():
+        raise UsageError("is neither an id of the index nor a file or folder", where=query)
     scan = resolve([query]).one(query)
     if scan.id in known:
         return index.of_id(scan.id).mean(0), [scan.id]
@@ -231,4 +240,12 @@ def query_in_index(
             f"a scan has no vector {name!r} of its own",
             do="embed it into the index and give its id, or another --vector",
         )
-    return encoder(scan.read(), levels=(), vectors=(name,)).vectors[name].cpu(), [scan.id]
+    return encoder(a_scan(scan, query), levels=(), vectors=(name,)).vectors[name].cpu(), [scan.id]
+
+
+def a_scan(scan: Scan, text: str) -> Volume:
+    """The volume that `text` names on the command line. Raises UsageError, with that text, for a label map."""
+    volume = scan.read()
+    if volume.kind == "label":
+        raise UsageError("is a label map", where=text, do="give the scan that it was drawn on")
+    return volume
