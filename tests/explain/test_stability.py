@@ -79,7 +79,16 @@ def test_rows_are_means_over_patients() -> None:
     assert row.cosine.low is not None
     (few,) = stability.rows(pairs[:2])
     assert few.cosine.low is None
-    assert "example" in stability_page.table([few], "windows")[0][2]
+    headers, (line,), caption = stability_page.table([few], "windows")
+    assert "2 patients: examples" in caption
+    assert dict(zip(headers, line, strict=True)) == {
+        "what differs": "dose", "described by": "HU", "AUROC, same patient": "0.900", "cosine": "0.600",
+        "squared error, share of elsewhere": "0.500",
+    }, "no column without a number, no interval that there is not"  # fmt: skip
+    headers, _, caption = stability_page.table([row], "windows")
+    assert "4 patients, with 95 % intervals" in caption
+    text = str(stability_page.make_page([few], {}, {}, {}, "HU", "", "ct-fm-tiny").subtitle)
+    assert text == "ct-fm-tiny"
 
 
 def test_gains_are_paired_by_patient() -> None:
@@ -101,7 +110,9 @@ def test_gains_are_paired_by_patient() -> None:
     assert second.gain.patients == 4
     assert second.gain.low is not None
     assert second.gain.low < second.gain.value
-    assert stability_page.table([first, second], "windows")[1][-1] == second.gain.text(3)
+    headers, lines, _ = stability_page.table([first, second], "windows")
+    assert lines[1][headers.index("first minus this")] == second.gain.text(3)
+    assert lines[0][headers.index("first minus this")] is None
 
 
 def test_a_moved_patient_is_found_and_a_wrong_pair_refused() -> None:

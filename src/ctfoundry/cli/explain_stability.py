@@ -126,8 +126,11 @@ def explain_stability(
     lines = stability.rows(list(data.values()), seed=seed)
     if data:
         pictures = {n: np.asarray(Image.open(out / "pairs" / f"{n}.png").convert("RGB")) for n in data}
+        called = encoder.card.name + (", random weights" if twin is None else "")
         footer = f"Made by ctfoundry {ctfoundry.__version__} explain stability."
-        page.write(out / "stability.html", stability_page.make_page(lines, data, pictures, failed, names[0], footer))
+        page.write(
+            out / "stability.html", stability_page.make_page(lines, data, pictures, failed, names[0], footer, called)
+        )
         record.results = {
             "rows": [line.data() for line in lines],
             "registration": {k: v.text(3) for k, v in stability_page.registration(data).items()},
@@ -144,7 +147,7 @@ def _print(lines: Any) -> None:
     from ctfoundry.explain import stability, stability_page
 
     for kind in stability.KINDS:
-        print_table(stability_page.HEADERS, stability_page.table(lines, kind), kind)
+        print_table(*stability_page.table(lines, kind))
 
 
 def _spacing(seen: Any) -> Any:

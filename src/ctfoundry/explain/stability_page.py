@@ -19,29 +19,39 @@ if TYPE_CHECKING:
 HEADERS = (
     "what differs",
     "described by",
+    "AUROC, same patient",
+    "first minus this",
+    "AUROC, others",
     "cosine",
     "squared error, share of elsewhere",
-    "AUROC, same patient",
-    "AUROC, others",
-    "AUROC (same patient), first minus this",
 )
+"""What tells encoders apart first: a wide table is cut at the right."""
 
 
-def table(rows: Sequence[Row], kind: str) -> list[list[str | None]]:
-    """Lines of one kind, with intervals."""
-    return [
-        [
-            r.factor,
-            r.name,
-            r.cosine.text(3),
-            r.mse_share.text(3),
-            r.auroc.text(3),
-            None if r.auroc_other is None else r.auroc_other.text(3),
-            None if r.gain is None else r.gain.text(3),
-        ]
-        for r in rows
-        if r.kind == kind
+def table(rows: Sequence[Row], kind: str) -> tuple[list[str], list[list[str | None]], str]:
+    """Headers, lines of one kind and a caption that says what the numbers are; columns that hold nothing are left out."""
+    own = [r for r in rows if r.kind == kind]
+    lines = [
+        [r.factor, r.name, *(_number(v) for v in (r.auroc, r.gain, r.auroc_other, r.cosine, r.mse_share))] for r in own
     ]
+    held = [c for c in range(len(HEADERS)) if any(line[c] is not None for line in lines)]
+    return [HEADERS[c] for c in held], [[line[c] for c in held] for line in lines], f"{kind.capitalize()}: {count(own)}"
+
+
+def count(rows: Sequence[Row]) -> str:
+    """How many patients stand behind the numbers, and whether that makes an interval."""
+    most = max((r.cosine.patients for r in rows), default=0)
+    some = f"{most} patient{'s' * (most != 1)}"
+    if any(r.cosine.low is not None for r in rows):
+        return f"{some}, with 95 % intervals over them."
+    return f"{some}: examples, too few for intervals."
+
+
+def _number(value: stats.Interval | None) -> str | None:
+    """With its interval; bare where there are too few patients, which the caption says once for all."""
+    if value is None:
+        return None
+    return value.text(3) if value.low is not None or np.isnan(value.value) else f"{value.value:.3f}"
 
 
 def outliers(pairs: Mapping[str, Mapping[str, Any]], main: str, count: int = 6) -> list[tuple[str, float, list[float]]]:
@@ -83,8 +93,9 @@ def make_page(
     failed: Mapping[str, str],
     main: str,
     footer: str,
+    model: str = "",
 ) -> page.Page:
-    """The report of one run."""
+    """The report of one run; `main` is the model's place in `pairs`, `model` its name."""
     patients = len({pair["patient"] for pair in pairs.values()})
     laid = registration(pairs)
     sections: list[page.Section] = [
@@ -96,10 +107,10 @@ def make_page(
             "are examples without an interval."
         ),
         page.Heading("Windows"),
-        page.Table(HEADERS, table(rows, "windows")),
-        page.Figure(chart(rows, "windows", main), "AUROC with intervals over patients.", "AUROC by what differs"),
+        _page_table(rows, "windows"),
+        page.Figure(chart(rows, "windows", main), f"AUROC of windows, {count(rows)}", "AUROC by what differs"),
         page.Heading("Cells"),
-        page.Table(HEADERS, table(rows, "cells")),
+        _page_table(rows, "cells"),
         page.Heading("Registration"),
         page.Facts({name.replace("_", " "): value.text(2) for name, value in laid.items()}),
         page.Heading("Outliers"),
@@ -118,4 +129,9 @@ def make_page(
     if failed:
         refused = [[name, reason] for name, reason in failed.items()]
         sections += [page.Heading("Refused"), page.Table(("pair", "why"), refused)]
-    return page.Page("Stability between scans of one patient", sections, subtitle=main, footer=footer)
+    return page.Page("Stability between scans of one patient", sections, subtitle=model or main, footer=footer)
+
+
+def _page_table(rows: Sequence[Row], kind: str) -> page.Table:
+    headers, lines, caption = table(rows, kind)
+    return page.Table(headers, lines, caption=caption)
