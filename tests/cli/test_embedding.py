@@ -13,6 +13,7 @@ import pytest
 import worlds
 from ctfoundry import io, zoo
 from ctfoundry.retrieval.embed import load_index, read_card
+from ctfoundry.retrieval.sources import resolve
 from ctfoundry.volume import Volume
 
 COUNT = 4
@@ -101,6 +102,7 @@ def test_what_a_stranger_gets_wrong_is_named(data, tmp_path, command, monkeypatc
     assert "labels.nii.gz: is a label map" in said(*find, scan.parent / "labels.nii.gz")
     assert "grids no, not yes" in said("embed", scan, "--model", model, "-o", out, "--grids")
     assert "is a file, not a folder" in said("embed", scan, "--model", model, "-o", scan)
+    assert resolve([str(scan.parent)]).passed_over() == "1 x label map"
     assert f"{COUNT} x label map" in said("embed", data / "masks", "--model", model, "-o", tmp_path / "no")
     (tmp_path / "t.csv").write_text("id;age\n" + "".join(f"{id};50\n" for id in ids))
     asked = ("retrieve", "--index", out, "--query", ids[0], "--table", tmp_path / "t.csv", "--where")

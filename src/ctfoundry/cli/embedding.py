@@ -70,6 +70,8 @@ def embed(
     encoder = how.load()
     record = Record(["embed", "--model", encoder.card.name], {"seed": seed}, str(encoder.device))
     found = resolve(scans, series=_series(cohort))
+    if found.passed_over():
+        say(f"left out: {found.passed_over()}")
     if roi is not None:
         from ctfoundry.retrieval.regions import open_regions
 

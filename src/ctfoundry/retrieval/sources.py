@@ -68,6 +68,11 @@ class Sources:
         given = {source.scan.id: source.path for source in self.scans} | self.failed_paths
         return {id: os.path.abspath(path) for id, path in given.items()}
 
+    def passed_over(self) -> str:
+        """What was no scan, such as ``40 x label map, 20 x single slice``; empty where everything was one."""
+        passed = self.skipped + Counter({"label map": self.labels})
+        return ", ".join(f"{count} x {reason}" for reason, count in passed.most_common(5))
+
     def fail(self, path: str, reason: str) -> None:
         """Note what could not be opened."""
         id = identity.name("scan", path)
@@ -96,8 +101,7 @@ def resolve(texts: Sequence[str], *, series: Collection[str] | None = None) -> S
                 seen.add(source.scan.id)
                 sources.scans.append(source)
     if not sources.scans and not sources.failed:
-        passed = sources.skipped + Counter({"label map": sources.labels})
-        why = ", ".join(f"{count} x {reason}" for reason, count in passed.most_common(5))
+        why = sources.passed_over()
         raise UsageError(f"no CT scan among: {', '.join(texts)}" + (f" ({why})" if why else ""))
     return sources
 
