@@ -30,7 +30,11 @@ def test_it_runs(monkeypatch):
     monkeypatch.setattr(search, "PHANTOM_MM", 5.0)
     monkeypatch.setattr(search, "SPACING", (9.0, 4.0, 4.0))
     monkeypatch.setattr(search, "WINDOW", (8, 24, 24))
-    (row,) = search.run(repeats=1, model=worlds.tiny())
+    monkeypatch.setattr(search, "PUBLISHED_SPACING", (6.0, 4.0, 4.0))
+    monkeypatch.setattr(search, "PUBLISHED_WINDOW", (16, 24, 24))
+    row, published = search.run(repeats=1, model=worlds.tiny())
+    assert published["ours_s"] == row["ours_s"]
+    assert published["other_s"] > 0
     assert row["ratio"] == row["other_s"] / row["ours_s"]
     assert 0 <= row["ours_mm"] < 300
     assert 0 <= row["other_mm"] < 300

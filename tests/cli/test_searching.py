@@ -83,7 +83,9 @@ def test_calibrate_then_measure_then_search_with_confidence(data, tmp_path):
     assert found["calibrated"]
     assert 0 <= found["hits"][0]["confidence"] <= 1
     assert isinstance(found["hits"][0]["present"], bool)
-    assert not result(*asked, "--levels", "stage2")["calibrated"]  # made for another way of looking
+    other = run(*asked, "--levels", "stage2", "--json")
+    assert not json.loads(other.stdout)["calibrated"]
+    assert "model.search.json was made for other weights or another way to look" in other.stderr
 
 
 def test_a_patch_is_that_of_the_index(data, tmp_path, command):

@@ -95,9 +95,12 @@ def search(
         raise UsageError("--index takes its maps as they are", do="leave --method, --levels, --shifts and --within out")
     source = resolve([query]).one(query)
     targets = resolve(target)
-    calibration = search_confidence.load(search_confidence.place_of(model), encoder.card, looking)
+    beside = search_confidence.place_of(model)
+    calibration = search_confidence.load(beside, encoder.card, looking)
     if calibration is None:
-        say("uncalibrated: similarity is no probability (`ctfoundry evaluate search --calibrate` makes it one)")
+        stale = beside is not None and beside.is_file()
+        why = f" ({beside.name} was made for other weights or another way to look)" if stale and beside else ""
+        say(f"uncalibrated{why}: similarity is no probability (`ctfoundry evaluate search --calibrate` makes it one)")
     seen = Seen.of(
         encoder,
         a_scan(source, query),
