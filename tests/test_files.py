@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -140,3 +141,14 @@ def test_create_once_keeps_what_the_first_wrote(tmp_path):
     assert path.read_bytes() == b"first"
     assert path.stat().st_mode & 0o777 == 0o600
     assert [p.name for p in path.parent.iterdir()] == ["salt"]
+
+
+@pytest.mark.parametrize("write", [files.write_bytes, files.create_once])
+def test_a_place_that_cannot_be_written_is_named_not_its_temporary_file(tmp_path, monkeypatch, write):
+    def refuse(prefix, suffix="", dir=None):
+        raise OSError(errno.EROFS, "Read-only file system", f"{dir}/{prefix}x{suffix}")
+
+    monkeypatch.setattr(files.tempfile, "mkstemp", refuse)
+    with pytest.raises(OSError, match="Read-only") as caught:
+        write(tmp_path / "out.json", b"x")
+    assert caught.value.filename == str(tmp_path / "out.json")

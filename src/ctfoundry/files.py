@@ -39,7 +39,7 @@ def whole(path: str | os.PathLike[str], *, mode: int = 0o644) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=_TEMPORARY, suffix="-" + target.name, dir=target.parent)
+    handle, name = _temporary(target, "-" + target.name)
     os.close(handle)
     part = Path(name)
     try:
@@ -51,6 +51,15 @@ def whole(path: str | os.PathLike[str], *, mode: int = 0o644) -> Iterator[Path]:
         flush_folder(target.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _temporary(target: Path, suffix: str = "") -> tuple[int, str]:
+    """An open temporary file beside `target`; an error names `target`, which is what somebody asked for."""
+    try:
+        return tempfile.mkstemp(prefix=_TEMPORARY, suffix=suffix, dir=target.parent)
+    except OSError as error:
+        error.filename = str(target)
+        raise
 
 
 @contextlib.contextmanager
@@ -73,7 +82,7 @@ def create_once(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o644)
     """Write `data` as `path` unless it is there already: of several processes that try at once, one wins for all."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=_TEMPORARY, dir=target.parent)
+    handle, name = _temporary(target)
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)

@@ -61,7 +61,7 @@ def explain_stability(
                 f"{len(found)} scans are no pairs", do="name two scans of each patient, one after the other"
             )
         pairs = [
-            Pair(f"P{n + 1:02d}-again", f"P{n + 1:02d}", "again", a.read, b.read)
+            Pair(f"P{n + 1:02d}-second", f"P{n + 1:02d}", "second scan", a.read, b.read)
             for n, (a, b) in enumerate(zip(found[::2], found[1::2], strict=True))
         ]
         record.inputs = {scan.id: scan.digest for scan in found}
