@@ -154,3 +154,18 @@ def test_a_new_scan_is_asked_with_the_patch_of_the_index(tmp_path, monkeypatch, 
     monkeypatch.setattr(embedding.ModelOf, "load", lambda how: Encoder.of(zoo.build(other), other))
     with pytest.raises(UsageError, match="other weights"):
         query_in_index(*asked, name, None, "cpu", 0)
+
+
+def test_a_scan_thinner_than_a_cell_is_embedded_and_doubted(tmp_path):
+    """Cells of the last stage are 96x32x32 mm: a localiser of three slices, and a scan whose sizes are in centimetres."""
+    thin = worlds.body(0, shape=(3, 64, 72))
+    metric = worlds.body(1, spacing=(0.6, 0.2, 0.2), code="RAS")
+    made = [
+        Scan("thin", "a", lambda: thin),
+        Scan("whole", "b", partial(worlds.body, 2)),
+        Scan("cm", "c", lambda: metric),
+    ]
+    outcome = embed(made, worlds.tiny(), tmp_path)
+    assert outcome.done == ["thin", "whole", "cm"]
+    assert outcome.doubtful.keys() == {"thin", "cm"}
+    assert "3 voxels of 6 mm along an axis fill little of one cell of 96 mm" in outcome.doubtful["thin"]

@@ -97,7 +97,9 @@ def embed(
     record.inputs = {s.scan.id: s.scan.digest for s in found.scans}
     # why a file could not be opened may quote what its header says of a person
     record.results = {"done": outcome.done, "skipped": outcome.skipped, "failed": outcome.failed}
-    record.results["unreadable"] = sorted(found.failed)
+    record.results |= {"unreadable": sorted(found.failed), "doubtful": outcome.doubtful}
+    for id, reason in outcome.doubtful.items():
+        say(f"{id}: {reason}")
     record.write(out, ["index.parquet", "card.json"])
 
     def table() -> None:
@@ -105,7 +107,7 @@ def embed(
         for place in (*tables, *([cases[0].parent] if cases else [])):
             print(place)
 
-    data = {"done": outcome.done, "skipped": outcome.skipped, "failed": failed}
+    data = {"done": outcome.done, "skipped": outcome.skipped, "failed": failed, "doubtful": outcome.doubtful}
     show(data | {"tables": [t.name for t in tables], "cases": len(cases)}, table)
     finish(failed, len(outcome.done) + len(outcome.skipped), found.paths)
 

@@ -94,22 +94,29 @@ class ModelOf:
         return zoo.with_patch(encoder, self.patch[0] if len(self.patch) == 1 else self.patch)
 
 
+THIN = 0.25
+"""Share of a cell below which a scan is called thin: a scan of a few slices, but no slab that somebody chose."""
+
+
 @dataclass
 class Outcome:
-    """Ids that were embedded now, were there already, or failed with a reason."""
+    """Ids that were embedded now, were there already, or failed with a reason; `doubtful` : of those embedded now, why their vectors may
+    mean little."""
 
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    doubtful: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Made:
-    """The vectors of one scan, or why there are none."""
+    """The vectors of one scan, or why there are none; `doubt` : see `doubt`."""
 
     rows: tuple[Row, ...] = ()
     vectors: np.ndarray | None = None
     failed: str = ""
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -212,6 +219,8 @@ class _Pending:
             self._rows += made.rows
             self._vectors.extend(made.vectors)
             self._ids.append(scan.id)
+            if made.doubt:
+                self._outcome.doubtful[scan.id] = made.doubt
         full = len(self._ids) >= PART_SCANS or len(self._rows) >= PART_ROWS
         if full or time.monotonic() - self._since >= PART_S:
             self.write()
@@ -348,19 +357,38 @@ def _check_vectors(encoder: Encoder, settings: Settings) -> None:
 def _made(scan: Scan, encoder: Encoder, settings: Settings, out: Path) -> Made:
     """All vectors of one scan; an error that was raised on purpose is its result, any other one too."""
     try:
-        found = list(_vectors(scan, encoder, settings, out))
+        volume = scan.read()
+        found = list(_vectors(scan, volume, encoder, settings, out))
     except CTFoundryError as error:
         return Made(failed=error.what)  # not where: that is a path, and this goes into run.json
     except Exception as error:  # a defect in reading one scan must not take the others with it
         text = str(error).partition("\n")[0]  # unless it may hold a path
         return Made(failed=type(error).__name__ + (f": {text}" if text and "/" not in text else ""))
-    return Made(
-        tuple(row for row, _ in found), np.stack([vector.detach().cpu().float().numpy() for _, vector in found])
-    )
+    vectors = np.stack([vector.detach().cpu().float().numpy() for _, vector in found])
+    return Made(tuple(row for row, _ in found), vectors, doubt=doubt(volume, encoder))
 
 
-def _vectors(scan: Scan, encoder: Encoder, settings: Settings, out: Path) -> Iterator[tuple[Row, Tensor]]:
-    volume = scan.read()
+def doubt(volume: Volume, encoder: Encoder) -> str:
+    """What to say of a scan that along an axis fills less than `THIN` of one cell, such as a localiser or one whose voxels have their size in
+    other units; "" of any other."""
+    if not encoder.levels:
+        return ""
+    resampling = encoder.preparation.resampling
+    turned = volume.reorient(resampling.orientation) if resampling.orientation else volume
+    stride = encoder.level(encoder.card.level).stride
+    for n, own, steps, spacing in zip(turned.shape, turned.spacing, stride, resampling.spacing, strict=True):
+        cell = steps * (spacing or own)
+        if n * own < THIN * cell and not (encoder.extent.mode == "slices" and n == 1):
+            return (
+                f"{n} voxels of {own:.3g} mm along an axis fill little of one cell of {cell:.3g} mm, so its vectors are mostly of padding; "
+                "are the sizes of its voxels right?"
+            )
+    return ""
+
+
+def _vectors(
+    scan: Scan, volume: Volume, encoder: Encoder, settings: Settings, out: Path
+) -> Iterator[tuple[Row, Tensor]]:
     chosen = settings.vectors or (encoder.card.vector,)
     own = tuple(name for name in chosen if not name.startswith(OVER_WINDOWS))
     levels = (encoder.card.level,) if settings.grids or settings.roi else ()
