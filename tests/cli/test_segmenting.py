@@ -10,9 +10,10 @@ import pytest
 
 import program
 from adapt import levels
-from ctfoundry import geometry, io
+from ctfoundry import geometry, io, zoo
 from ctfoundry.cli.segmenting import _item
 from ctfoundry.retrieval.sources import resolve
+from ctfoundry.segmenter import Segmenter
 from ctfoundry.zoo.files import save_model
 from infer import networks
 from structures import blobs
@@ -107,3 +108,21 @@ def test_windows_are_counted_over_scans_that_are_written_while_the_next_runs(
     assert first.startswith("segment: window 11, 50%, ")
     assert first.endswith("1 of 2 scans through, a written")
     assert last == "segment: window 14, 100%, 0 s left, 2 of 2 scans through, b written"
+
+
+def test_a_name_of_the_zoo_takes_weights(model: Path, tmp_path: Path, command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network of that name has 88 million weights: a small one stands in for it once name and file have come through."""
+    levels.nifti(tmp_path / "scans" / "a.nii.gz", levels.scan(AFFINE, seed=1))
+    load, asked = zoo.load_segmenter, []
+
+    def small(name: str, *, weights: str | None = None, device: str = "auto") -> Segmenter:
+        asked.append((name, weights))
+        return load(model, device=device)
+
+    monkeypatch.setattr(zoo, "load_segmenter", small)
+    named = ("segment", tmp_path / "scans", "--model", zoo.WHOLE_BODY, "--weights", "body.safetensors")
+    assert len(command(*named, "-o", tmp_path / "out")["done"]) == 1
+    assert asked == [(zoo.WHOLE_BODY, "body.safetensors")]
+    monkeypatch.undo()
+    code, said = command(*named[:-2], "-o", tmp_path / "none", fails=True)
+    assert (code, "no weights come with it" in said) == (1, True)

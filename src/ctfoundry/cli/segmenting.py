@@ -24,7 +24,9 @@ LINE_SECONDS = 15.0
 @verb()
 def segment(
     scans: Scans,
-    model: Annotated[str, typer.Option(help="a run folder, or a .safetensors with its card")],
+    model: Annotated[
+        str, typer.Option(help="a run folder, a .safetensors with its card, a name of the zoo, or hf://...")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="folder; a part-filled one is continued")],
     labels: Annotated[str, typer.Option(help="structures to write and measure, as liver,spleen; default: all")] = "",
     probabilities: Annotated[str, typer.Option(help="structures whose probability is written too")] = "",
@@ -39,6 +41,9 @@ def segment(
     ] = False,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16: of the network")] = "fp32",
     overlap: Annotated[float | None, typer.Option(help="share by which windows overlap; default: the model's")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="for a name of the zoo: a .safetensors file, a hub name, or 'random'")
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Label maps of scans on their own grids (NIfTI), DICOM SEG and RTSTRUCT, volumes, and a page to check them."""
@@ -48,7 +53,7 @@ def segment(
     from ctfoundry.retrieval.sources import resolve
     from ctfoundry.train.progress import Progress
 
-    segmenter = zoo.load_segmenter(model, device=device)
+    segmenter = zoo.load_segmenter(model, weights=weights, device=device)
     options = Options(
         labels=_names(labels),
         largest=largest,
