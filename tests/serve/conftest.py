@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io as streams
 import json
+import tempfile
 import threading
 import time
 import zipfile
@@ -182,3 +183,12 @@ def served(index: Index) -> Iterator[Served]:
     """A server that all tests of a file share: they leave nothing in it."""
     with starting(index) as start:
         yield start()
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """The folder for temporary files, to see that nothing stays there."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder

@@ -24,15 +24,6 @@ from serve.conftest import archive
 
 
 @pytest.fixture
-def temporary(tmp_path, monkeypatch):
-    """The folder for temporary files, to see that nothing stays there."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
-
-
-@pytest.fixture
 def sent(tmp_path):
     """An archive with three series, one more that lacks a slice, and a text; and the volumes."""
     return archive(tmp_path)

@@ -12,7 +12,6 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -60,15 +59,6 @@ def refused(found, status):
     assert error["what"]
     assert not any(word in found[2].decode() for word in ("Traceback", ".py", "/tmp", "site-packages"))
     return error
-
-
-@pytest.fixture
-def temporary(tmp_path, monkeypatch):
-    """The folder for temporary files, to see that nothing stays there."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
 
 
 # Who may ask ------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,8 @@ from ctfoundry.errors import StoreError, UsageError
 from ctfoundry.geometry import Grid, Vec3
 from ctfoundry.infer.passes import Extent, Precision
 from ctfoundry.preparation import Prepared
-from ctfoundry.retrieval.embed import how_they_differ, read_card, same_model
+from ctfoundry.retrieval.cards import how_they_differ, same_model
+from ctfoundry.retrieval.embed import read_card
 from ctfoundry.settings import to_data
 from ctfoundry.volume import Volume
 

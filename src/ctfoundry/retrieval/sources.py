@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from ctfoundry import files, identity, io
 from ctfoundry.errors import CTFoundryError, UsageError
 from ctfoundry.io.places import place_of
-from ctfoundry.retrieval.embed import Scan, same_model
+from ctfoundry.retrieval.cards import how_they_differ, patch_of, same_model
+from ctfoundry.retrieval.embed import Scan
 from ctfoundry.retrieval.index import Index
 from ctfoundry.retrieval.regions import Regions
 from ctfoundry.store import Store, open_store
@@ -216,7 +217,7 @@ def query_in_index(
     In an index of windows or slices an id stands for the mean of its rows.
     """
     from ctfoundry import zoo
-    from ctfoundry.retrieval.embed import ModelOf, how_they_differ, patch_of, read_card
+    from ctfoundry.retrieval.embed import ModelOf, read_card
     from ctfoundry.settings import to_data
 
     known = set(index.ids)

@@ -12,7 +12,8 @@ from typing import Any
 from ctfoundry.encoder import Encoder
 from ctfoundry.errors import UsageError
 from ctfoundry.memory import Memory
-from ctfoundry.retrieval.embed import how_they_differ, load_index, read_card, same_model
+from ctfoundry.retrieval.cards import how_they_differ, same_model
+from ctfoundry.retrieval.embed import load_index, read_card
 from ctfoundry.retrieval.search import how_to_look
 from ctfoundry.retrieval.search_confidence import load as load_calibration
 from ctfoundry.retrieval.sources import resolve
