@@ -15,9 +15,10 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Tiny tensors stall when two workers fight for two cores."""
+    """Before each test: tiny tensors stall when two workers fight for two cores, and what runs in the test's process with another number of
+    threads than in a process of its own gives other bits. A test may have left another number behind."""
     import torch
 
     torch.set_num_threads(1)
