@@ -39,8 +39,10 @@ def scalars(run: Path, tag: str) -> list[tuple[int, float]]:
 
 def history(run: Path) -> list[dict[str, Any]]:
     """All history lines of the offline runs of a folder: LevelDB's log format, records in protobuf."""
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
+    wandb.teardown()  # as a process does at its end: W&B's own process may still be writing after finish()
     rows = []
     for path in sorted((run / "wandb").glob("offline-run-*/*.wandb")):
         data, position, part = path.read_bytes(), 7, b""
