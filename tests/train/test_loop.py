@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -105,6 +106,18 @@ def test_kill_nine_and_going_on_gives_the_same_bits(tmp_path: Path) -> None:
         fit(Regression(), source, own, run, quiet=True)
         assert state_of(tmp_path / f"whole-{killed}", 12) == state_of(run, 12)
         assert logged(tmp_path / f"whole-{killed}") == logged(run)
+
+
+def test_going_on_with_another_number_of_threads_is_said(tmp_path: Path) -> None:
+    """Sums over a batch come in parts, one a thread: on a CPU their number is part of what the bits depend on."""
+    train(tmp_path, steps=4)
+    torch.set_num_threads(2)
+    done = train(tmp_path, steps=8)
+    assert len(done.warnings) == 1
+    assert re.search(r"continued with 2, trained with 1 so far.*--threads 1", done.warnings[0])
+    assert train(tmp_path).warnings == done.warnings  # said once
+    torch.set_num_threads(1)
+    assert train(tmp_path).warnings == done.warnings  # there was nothing left to train
 
 
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:

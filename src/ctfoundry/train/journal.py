@@ -47,11 +47,16 @@ class Journal:
         self.sinks.write(row["step"], line)
         self.progress.log(row["step"], share, row["seconds"], text(row))
         for said in [*self.watch.see(row, judge=judged), *warnings]:
-            self.sinks.write(
-                row["step"], self.metrics.write({"step": row["step"], "warning": said.split(":")[0], "text": said})
-            )
-            self.progress.warn(said)
+            self.warn(row["step"], said)
         return line
+
+    def warn(self, step: int, said: str) -> None:
+        """Write a warning, "kind: text"."""
+        if self.metrics is None:
+            return
+        row = {"step": step, "warning": said.split(":")[0], "text": said}
+        self.sinks.write(step, self.metrics.write(row))
+        self.progress.warn(said)
 
 
 def text(row: Mapping[str, Any]) -> str:

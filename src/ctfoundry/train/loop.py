@@ -61,11 +61,12 @@ class Summary:
 
 @dataclass
 class _State:
-    """What a checkpoint remembers beside tensors."""
+    """What a checkpoint remembers beside tensors. `threads`: of torch, on a CPU, where sums depend on their number."""
 
     precision: Precision
     timed: bool
     scans: str
+    threads: int | None = None
     step: int = 0
     seconds: float = 0.0
     skipped: int = 0
@@ -172,7 +173,8 @@ def _fit(
         raise UsageError("there is no scan to train on")
     trained_on = files.digest(getattr(scans, "ids", None) or [entry.id for entry in scans])
 
-    state = _State(resolve_precision(settings.precision, place), minutes is not None, trained_on)
+    threads = torch.get_num_threads() if place.type == "cpu" else None
+    state = _State(resolve_precision(settings.precision, place), minutes is not None, trained_on, threads)
     saved = parallel.broadcast_object(checkpoint.steps(folder))
     tensors, rest = _found(folder, saved[-1], settings, state) if saved else ({}, {})
     if saved:
@@ -275,6 +277,13 @@ def _fit(
         reached = clock.place(state.step)
         # a budget of time that starting alone has used up still buys one step: a run leaves a model and a log line
         done = state.step > 0 and clock.share(state.step, reached) >= 1
+        if not done and minutes is None and threads and state.threads not in (None, threads):
+            journal.warn(
+                state.step,
+                f"threads: continued with {threads}, trained with {state.threads} so far; on a CPU the weights then are not, to the bit, those of "
+                f"a run that was never stopped (--threads {state.threads} keeps them so)",
+            )
+        state.threads = threads
         if saved and at is not None and state.step % at[0] == 0:
             _call(at[1], state.step, modules)
         if settings.compile and not done:
