@@ -7,6 +7,7 @@ import os
 import struct
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,14 +110,48 @@ def test_numbers_that_json_has_no_word_for(command: Command, tmp_path: Path) -> 
 
 
 def test_prepare_says_what_it_passed_over(command: Command, tmp_path: Path) -> None:
-    """A series whose headers cannot be parsed is no scan any more, so nothing else would speak of it."""
+    """A series whose headers cannot be parsed is no scan any more, so nothing else would speak of it: it is left out, as a failure."""
     source = tmp_path / "source"
     write_series(source / "good", VOXELS, AFFINE, series="1.1")
-    write_series(source / "bad", VOXELS, AFFINE, series="1.2", change=raw(0x00280030, "abc\\abc"))
     os.mkfifo(source / "pipe.dcm")
     code, said = command(*PREPARE, str(source), str(tmp_path / "store"))
     assert code == 0
-    assert "passed over: 8 x damaged DICOM file\npassed over: 1 x pipe, socket or device" in said
+    assert "passed over: 1 x pipe, socket or device" in said
+    write_series(source / "bad", VOXELS, AFFINE, series="1.2", change=raw(0x00280030, "abc\\abc"))
+    code, said = command(*PREPARE, "--json", str(source), str(tmp_path / "store"))
+    assert code == 3
+    found = json.loads(said)
+    assert list(found["failed"].values()) == ["8 x damaged DICOM file"]
+    assert found["passed_over"] == {"pipe, socket or device": 1}
+    [id] = found["failed"]
+    assert f"{id},unreadable,8 x damaged DICOM file" in (tmp_path / "store/quarantine.csv").read_text()
+    assert json.loads((tmp_path / "store/private.json").read_text())[id] == str(source / "bad")
+
+
+JUNK: dict[str, bytes] = {
+    "notes.txt": b"hello", ".gitkeep": b"", "._ct.nii.gz": b"\0\5\x16\7" + bytes(60), "__MACOSX/._a.dcm": b"", "thesis.docx": b"",
+}  # fmt: skip
+LOST: dict[str, tuple[bytes, str]] = {
+    "empty.nii.gz": (b"", "empty file"),
+    "cut.nii.gz": (b"\x1f\x8b\x08\0\0\0\0\0\0\3", "not a scan file"),
+    "error.nrrd": (b"<html>404</html>", "not a scan file"),
+    "cut.zip": (b"PK\3\4" + bytes(40), "zip archive: ends before the directory of the archive"),
+}
+
+
+def test_what_is_called_like_a_scan_and_holds_none_is_missing(tmp_path: Path) -> None:
+    """Downloads that broke off; not what an operating system leaves, and not files of other kinds."""
+    for name, content in (JUNK | {name: content for name, (content, _) in LOST.items()}).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    found = io.discover(tmp_path)
+    assert {skip.path.name: skip.reason for skip in found.skips if skip.lost} == {n: r for n, (_, r) in LOST.items()}
+    assert len(found.skips) == len(JUNK) + len(LOST)
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for name in (*JUNK, *LOST):
+            archive.write(tmp_path / name, name)
+    inside = [skip for skip in io.discover(tmp_path).skips if skip.path.name == "all.zip"]
+    assert {skip.member for skip in inside if skip.lost} == {"empty.nii.gz", "cut.nii.gz", "error.nrrd"}
 
 
 def test_a_segmentation_that_is_cut_while_it_is_read(tmp_path: Path) -> None:

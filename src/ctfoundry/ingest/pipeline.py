@@ -25,7 +25,9 @@ from ctfoundry.ingest.hashes import Hashes
 from ctfoundry.ingest.rules import CHOICES, Checks, LeftOut
 from ctfoundry.ingest.task import STAGES, Job, Result, memory_of
 from ctfoundry.ingest.workers import Executor, Inline
-from ctfoundry.io import Found, zip_directory
+from ctfoundry.io import Found, Skip, zip_directory
+from ctfoundry.io.discovery import REFUSED
+from ctfoundry.io.names import stem
 from ctfoundry.record import Record
 from ctfoundry.settings import to_data
 from ctfoundry.store import Store, create, open_store
@@ -52,7 +54,7 @@ class Outcome:
     ----------
     added, skipped : ids stored now, and there already.
     left_out : id to rule and reason; `failed` are those of them that break a rule of quality.
-    labels, passed_over : label maps; files that are no scan, by reason.
+    labels, passed_over : label maps; files that are no scan, by reason (those that may be one are left out, `io.Skip.lost`).
     notes : of what was added.
     changed : id in the store to the new id of the same file, whose content is another now. Both are in the store.
     seconds, bytes_in, bytes_out, voxels, peak_mib : of all work on `added`: sums over the workers, and the largest worker.
@@ -288,7 +290,8 @@ class _Run:
         """What a folder, an archive or a DICOMDIR holds, or the one file."""
         if source.is_dir() or io.is_listing(source):
             inside = io.discover(source)
-            self.outcome.passed_over.update(inside.skipped)
+            self._lost([skip for skip in inside.skips if skip.lost])
+            self.outcome.passed_over.update(skip.reason for skip in inside.skips if not skip.lost)
             return list(inside.found)
         beside = io.discover(source.parent, deep=False) if source.is_file() else None
         chosen = [item for item in beside.found if source in item.paths] if beside else []
@@ -347,6 +350,19 @@ class _Run:
         self.paths[id] = found.name
         if out.rule not in CHOICES:
             self.say(f"{found.path}: left out: {out.rule}: {detail or out.reason}")
+
+    def _lost(self, skips: Sequence[Skip]) -> None:
+        """Leave out what could not even be recognised: slices by their folder, because nothing says which series they are of."""
+        alike: dict[tuple[Path, str], list[Path]] = defaultdict(list)
+        for skip in skips:
+            alike[_place_of(skip), skip.reason].append(skip.path)
+        for (place, reason), paths in alike.items():
+            id = identity.name("lost", str(place), reason)
+            alone = paths == [place]
+            self.outcome.left_out[id] = LeftOut("unreadable", reason if alone else f"{len(paths)} x {reason}")
+            self.paths[id] = str(place)
+            first = "" if alone else f", {paths[0].name} first"
+            self.say(f"{place}: left out: unreadable: {self.outcome.left_out[id].reason}{first}")
 
     # ------------------------------------------------------------------ after the work
 
@@ -420,6 +436,13 @@ class _Run:
 def _name_of(found: Found) -> str:
     """Names a scan whose files need not be hashed because it is left out: by its series, or its path."""
     return identity.name("series", found.series, found.part) if found.series else identity.name("file", found.name)
+
+
+def _place_of(skip: Skip) -> Path:
+    """What is missing because of it, as one thing: a folder, an archive, or the file where its name says that it is a volume."""
+    archive = skip.member or skip.reason.startswith(REFUSED)
+    whole = archive or skip.path.is_dir() or stem(skip.path) != skip.path.name
+    return skip.path if whole else skip.path.parent
 
 
 def _size_of(found: Found) -> int:

@@ -48,6 +48,8 @@ NO_PIXELS = "no pixels"
 """Reason for slices without pixel data, rows or columns."""
 DAMAGED = "damaged DICOM file"
 """Reason for files that begin as DICOM and cannot be parsed."""
+LOST = (DAMAGED, NO_PLACE, NO_PIXELS)
+"""Reasons of files that may be slices of a series, which is shorter without them."""
 
 _BITS = 16
 _FAR_MM = 1e6

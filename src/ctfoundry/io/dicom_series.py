@@ -15,8 +15,6 @@ from ctfoundry.io.stream import CAP
 from ctfoundry.volume import Kind, Volume
 
 _SHOWN = 24  # volumes listed in a message
-_LOST = (dicom.DAMAGED, dicom.NO_PLACE, dicom.NO_PIXELS)
-"""Reasons of files that may be slices of the very series: what is read without them says so."""
 
 
 def read_folder(
@@ -93,7 +91,7 @@ def chosen(
     notes = []
     if apart:
         notes.append(f"{apart} slices of the series left out: each alone in its size, spacing or orientation")
-    lost = [f"{skipped[reason]} x {reason}" for reason in _LOST if skipped.get(reason)]
+    lost = [f"{skipped[reason]} x {reason}" for reason in dicom.LOST if skipped.get(reason)]
     if lost:
         notes.append(f"left out beside it, and perhaps slices of it: {', '.join(lost)}")
     return volumes[0], tuple(notes)

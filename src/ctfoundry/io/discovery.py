@@ -27,12 +27,18 @@ SINGLE = "single slice"
 """Reason for a DICOM slice that has no other of its series, size and orientation."""
 NO_SCAN_FILE = "not a scan file"
 """Reason for files in none of the formats."""
+EMPTY = "empty file"
+"""Reason for files without a byte."""
 ZIP = "zip archive"
 """Reason for archives where they are not looked into."""
 ZIPPED = "in a zip archive: "
 """How the reasons of files in archives begin."""
 LINK, DEVICE, BROKEN_LINK = "link to a folder", "pipe, socket or device", "broken link"
 """Reasons for entries that are not opened."""
+NOT_OPENED, REFUSED = "cannot be opened", "zip archive: "
+"""How the reasons begin of files and folders that the system does not open, and of archives that are not looked into."""
+
+_SCAN_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
 
 _LABEL_WORDS = ("mask", "label", "labels", "seg", "segmentation", "gtv", "roi", "contour")
 
@@ -166,10 +172,23 @@ class Found:
 
 @dataclass(frozen=True)
 class Skip:
-    """One file that is no scan, and why."""
+    """One file that is no scan, and why; `member` is its name in the archive `path`."""
 
     path: Path
     reason: str
+    member: str = ""
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is, or may well be, a scan or a part of one, so that something is missing without it.
+
+        Such are CT slices that cannot be used, what cannot be opened, and files that are called like a scan and hold none
+        (a download that broke off; but not what macOS writes beside each file, under its name).
+        """
+        reason, name = self.reason.removeprefix(ZIPPED), (self.member or self.path.name).rpartition("/")[2].lower()
+        if reason in (EMPTY, NO_SCAN_FILE):
+            return name.endswith(_SCAN_SUFFIXES) and not name.startswith("._")
+        return reason in dicom.LOST or reason.startswith((NOT_OPENED, REFUSED))
 
 
 @dataclass(frozen=True)
@@ -305,7 +324,7 @@ def _files(folder: Path, *, deep: bool) -> Iterator[tuple[Path, Format | None, b
             with os.scandir(parent) as entries:
                 listed = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            yield Path(parent), None, b"", f"cannot be opened ({error.strerror})"
+            yield Path(parent), None, b"", f"{NOT_OPENED} ({error.strerror})"
             continue
         below = []
         for entry in listed:
@@ -319,7 +338,7 @@ def _files(folder: Path, *, deep: bool) -> Iterator[tuple[Path, Format | None, b
                     yield path, None, b"", reason
                     continue
             except OSError as error:
-                yield path, None, b"", f"cannot be opened ({error.strerror})"
+                yield path, None, b"", f"{NOT_OPENED} ({error.strerror})"
                 continue
             yield _opened_one(path)
         if deep:
@@ -336,7 +355,7 @@ def _opened_one(path: Path) -> tuple[Path, Format | None, bytes, str]:
         start = _start_of(str(path))
         fmt = reading.format_of(path, start)
     except OSError as error:
-        return path, None, b"", f"cannot be opened ({error.strerror})"
+        return path, None, b"", f"{NOT_OPENED} ({error.strerror})"
     if fmt == "dicom" and dicomdir.is_dicomdir(start):
         return path, None, start, "DICOMDIR"
     return path, fmt, start, "" if fmt is not None else reason_of(start)
@@ -345,7 +364,7 @@ def _opened_one(path: Path) -> tuple[Path, Format | None, bytes, str]:
 def reason_of(start: bytes) -> str:
     """Why a file that is in none of the formats is passed over, by its first bytes."""
     if not start:
-        return "empty file"
+        return EMPTY
     what = ZIP if zip_directory.is_zip(start) else reading.stranger(start)
     return what if "archive" in what or "Analyze" in what else NO_SCAN_FILE
 
@@ -355,10 +374,10 @@ def _zipped(path: Path) -> tuple[tuple[Found, ...], list[Skip]]:
     try:
         inside = archives.discover(path)
     except CTFoundryError as error:
-        return (), [Skip(path, f"zip archive: {error.what}")]
-    if not inside.found and all(s.reason in (NO_SCAN_FILE, "empty file") for s in inside.skips):
+        return (), [Skip(path, REFUSED + error.what)]
+    if not inside.found and all(s.reason in (NO_SCAN_FILE, EMPTY) and not s.lost for s in inside.skips):
         return (), [Skip(path, archives.NO_SCAN)]
-    return inside.found, [Skip(path, ZIPPED + s.reason) for s in inside.skips]
+    return inside.found, [Skip(path, ZIPPED + s.reason, s.member) for s in inside.skips]
 
 
 def _start_of(path: str) -> bytes:
