@@ -34,13 +34,13 @@ def table(tmp_path):
     ],
 )
 def test_conditions(table, condition, ids):
-    assert where(table, condition) == set(ids)
+    assert where(table, condition).ids == set(ids)
 
 
 def test_parquet_and_another_column_of_ids(tmp_path, table):
     place = tmp_path / "t.parquet"
     duckdb.sql(f"copy (select age as \"the age\", id as scan from '{table}') to '{place}'")
-    assert where(place, '"the age" > 60', id="scan") == {"a", "c"}
+    assert where(place, '"the age" > 60', id="scan").ids == {"a", "c"}
     with pytest.raises(UsageError, match="no column 'id'"):
         where(place, "true")
 
@@ -93,3 +93,39 @@ def test_a_table_that_is_none(tmp_path, table):
     place.write_bytes(b"PAR1 not really")
     with pytest.raises(UsageError, match="cannot be read"):
         where(place, "true")
+
+
+def test_a_table_that_does_not_fit_the_index(tmp_path, table):
+    """Ids of another kind are an error, not an empty answer; scans without a row or with several are said."""
+    chosen = where(table, "age > 60")
+    assert chosen.of("abcd", table) == ""
+    assert "2 of 6 scans of the index have no row" in chosen.of("abcdxy", table)
+    with pytest.raises(UsageError, match="none of its 4 ids is in the index, such as 'a'; the index has 'scan-1'"):
+        chosen.of(["scan-1"], table)
+    table.write_text(ROWS + "b,80,M,,2022-05-02\n e ,80,M,,2022-05-02\n")
+    chosen = where(table, "age > 60")
+    assert chosen.ids == {"a", "b", "c", "e"}
+    assert "1 scans have several rows" in chosen.of("abcde", table)
+
+
+@pytest.mark.parametrize(
+    ("content", "condition", "said"),
+    [
+        (b"id,age\na,61\nb,NA\n", "age > 60", r"try_cast.*columns: id \(varchar\), age \(varchar\)"),
+        (b"id;age\na;61,5\n", "age > 60", "decimal comma"),
+        (ROWS.encode(), 'sex = "F"', "single quotes"),
+        (b"id,age,sex\na,61,M\nb,7\nc\n", "age > 60", "different numbers of fields"),
+        ("id,sex\na,m\xe4nnlich\n".encode("latin-1"), "true", "UTF-8"),
+        ("id,sex\na,M\n".encode("utf-16"), "true", "cannot be read|UTF-8"),
+    ],
+)
+def test_what_clinical_tables_get_wrong(tmp_path, content, condition, said):
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(UsageError, match=said):
+        where(tmp_path / "t.csv", condition)
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_marks_between_fields_and_before_the_first(tmp_path, mark):
+    (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbf" + ROWS.replace(",", mark).replace("\n", "\r\n").encode())
+    assert where(tmp_path / "t.csv", "age > 60").ids == {"a", "c"}

@@ -152,16 +152,18 @@ def retrieve(
 
     if (table is None) != (where is None):
         raise UsageError("--where needs --table, and the other way round")
-    within = filters.where(table, where, id=table_id) if table is not None and where is not None else None
+    chosen = filters.where(table, where, id=table_id) if table is not None and where is not None else None
     vectors, models = _each(vector, len(index), "--vector"), _each(model, len(index), "--model")
     rankings: list[list[Neighbour]] = []
     described = []
     deep = k if len(index) == 1 else max(10 * k, 100)
     for folder, name, own in zip(index, vectors, models, strict=True):
         opened = load_index(folder, name)
+        if chosen is not None and table is not None and (differ := chosen.of(opened.ids, table)):
+            say(f"{folder.name}: {differ}")
         asked, without = query_in_index(folder, opened, query, own, weights, device, seed)
         searched = approximate.chosen(opened, how, folder / f"graph-{opened.vector.replace(':', '-')}.hnsw")
-        rankings.append(searched.nearest(asked, deep, without=without, within=within))
+        rankings.append(searched.nearest(asked, deep, without=without, within=None if chosen is None else chosen.ids))
         described.append(searched.described())
         say(f"{folder.name}: {searched.described()}")
     if len(index) == 1:

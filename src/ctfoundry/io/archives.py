@@ -130,7 +130,7 @@ def _look(path: Path) -> _Seen:
         inner = discovery.discover(place.folder)
         found = [_outside(item, place) for item in inner.found]
         lone = [place.names[s.path.name] for s in inner.skips if s.reason == discovery.SINGLE]
-    skips += [discovery.Skip(path, s.reason, place.names[s.path.name]) for s in inner.skips]
+    skips += [discovery.Skip(path, s.reason, place.names.get(s.path.name, "")) for s in inner.skips]
     return _Seen(discovery.Discovery(path, tuple(found), tuple(skips)), dicom, lone)
 
 

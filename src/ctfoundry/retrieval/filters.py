@@ -8,6 +8,8 @@ numbers, and nothing else, no query inside it among that.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,39 @@ CLASSES = frozenset(
 )
 
 
-def where(table: Path, condition: str, *, id: str = "id") -> set[str]:
-    """The ids of the table's rows that meet the condition (an SQL expression over the table's columns).
+@dataclass(frozen=True)
+class Chosen:
+    """What a condition chooses: `ids` of rows that meet it; `known` : all ids of the table; `repeated` : those in several rows."""
+
+    ids: frozenset[str]
+    known: frozenset[str]
+    repeated: frozenset[str]
+
+    def of(self, there: Collection[str], table: Path) -> str:
+        """What to say where the table and the ids `there` in an index differ, or ids stand in several rows; "" otherwise.
+
+        Raises UsageError where they have nothing in common: the column is not the one of ids, or names scans otherwise.
+        """
+        there = set(there)
+        if there and not there & self.known:
+            one = f", such as {min(self.known)!r}; the index has {min(there)!r}" if self.known else ""
+            raise UsageError(
+                f"none of its {len(self.known)} ids is in the index{one}",
+                where=table,
+                do="name the column of ids (--table-id); `ctfoundry embeddings export OUT csv --names` says which id is which file",
+            )
+        said = []
+        if missing := len(there - self.known):
+            said.append(f"{missing} of {len(there)} scans of the index have no row in {table.name} and are left out")
+        if repeated := len(self.repeated & there):
+            said.append(
+                f"{repeated} scans have several rows in {table.name} and are taken where one of them meets the condition"
+            )
+        return "; ".join(said)
+
+
+def where(table: Path, condition: str, *, id: str = "id") -> Chosen:
+    """What the condition (an SQL expression over the table's columns) chooses; blanks around ids do not count.
 
     Raises UsageError for a table that cannot be read or has no column `id`, and for a condition that is none, names an
     unknown column, or holds anything but the columns, constants and functions above.
@@ -44,16 +77,25 @@ def where(table: Path, condition: str, *, id: str = "id") -> set[str]:
         try:
             base.execute(f"CREATE TABLE meta AS SELECT * FROM {reader}($1)", [str(table)])
         except duckdb.Error as error:
+            if "not utf-8" in str(error):
+                raise UsageError(
+                    "is no text in UTF-8", where=table, do="save it as 'CSV UTF-8', or as Parquet"
+                ) from error
             raise UsageError(f"cannot be read ({_first(error)})", where=table) from error
         base.execute("SET enable_external_access = false")
         base.execute("SET autoinstall_known_extensions = false")
         base.execute("SET lock_configuration = true")
-        columns = [name for name, *_ in base.execute("DESCRIBE meta").fetchall()]
+        columns = {name: kind for name, kind, *_ in base.execute("DESCRIBE meta").fetchall()}
+        if id not in columns and len(columns) == 1 and any(mark in next(iter(columns)) for mark in ",;\t|"):
+            raise UsageError(
+                "its lines have different numbers of fields, so it has no columns", where=table, do="mend it"
+            )
         if id not in columns:
             raise UsageError(
                 f"has no column {id!r}; {nearest(id, columns)}", where=table, do="name the column of ids (--table-id)"
             )
-        query = f'SELECT DISTINCT CAST("{id.replace(chr(34), chr(34) * 2)}" AS VARCHAR) FROM meta WHERE ({condition}\n)'
+        name = f"""trim(CAST("{id.replace('"', '""')}" AS VARCHAR))"""
+        query = f"SELECT DISTINCT {name} FROM meta WHERE ({condition}\n)"
         tree = json.loads(base.execute("SELECT json_serialize_sql($1)", [query]).fetchall()[0][0])
         if tree["error"]:
             raise UsageError(f"is no condition ({tree.get('error_message', '')})", where=condition)
@@ -61,9 +103,26 @@ def where(table: Path, condition: str, *, id: str = "id") -> set[str]:
         try:
             found = base.execute(query).fetchall()
         except duckdb.Error as error:
-            known = ", ".join(columns[:12]) + (" ..." if len(columns) > 12 else "")
-            raise UsageError(f"cannot be asked ({_first(error)})", where=condition, do=f"columns: {known}") from error
-    return {id for (id,) in found if id is not None}
+            raise UsageError(f"cannot be asked ({_first(error)})", where=condition, do=_hint(columns, error)) from error
+        each = base.execute(f"SELECT {name}, count(*) FROM meta GROUP BY 1").fetchall()
+    return Chosen(
+        frozenset(id for (id,) in found if id),
+        frozenset(id for id, _ in each if id),
+        frozenset(id for id, count in each if id and count > 1),
+    )
+
+
+def _hint(columns: dict[str, str], error: Exception) -> str:
+    """The columns with their types, and what is wrong where that is known."""
+    known = ", ".join(f"{name} ({kind.lower()})" for name, kind in [*columns.items()][:12])
+    hint = ""
+    if "Cannot compare values of type VARCHAR" in str(error):
+        hint = (
+            "a column with a word (NA) or a decimal comma in it is text: try_cast(COLUMN as double) > 60, or mend it; "
+        )
+    elif "Referenced column" in str(error):
+        hint = "texts stand in single quotes: sex = 'F'; "
+    return f"{hint}columns: {known}{' ...' if len(columns) > 12 else ''}"
 
 
 def _check(tree: dict[str, Any], condition: str) -> None:
@@ -96,7 +155,10 @@ def _check_expression(part: Any, condition: str) -> None:
         if kind == "FUNCTION":
             name = part["function_name"]
             if name not in FUNCTIONS or part.get("schema") or part.get("catalog") or part.get("filter"):
-                raise UsageError(f"may not call {name!r}; {nearest(name, sorted(FUNCTIONS))}", where=condition)
+                raise UsageError(
+                    f"may not call {name!r}; {nearest(name, sorted(f for f in FUNCTIONS if f[0].isalpha()))}",
+                    where=condition,
+                )
         if kind is None and ("node" in part or "from_table" in part):
             raise UsageError("may not hold a query", where=condition)
         for key, each in part.items():
@@ -105,4 +167,6 @@ def _check_expression(part: Any, condition: str) -> None:
 
 
 def _first(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    """The first line of what went wrong, and the next that says more than the line of the file, which may name somebody."""
+    first, *others = str(error).splitlines()
+    return first + "".join(f"; {line}" for line in others[1:2] if others[0].startswith("Original Line") and line)
