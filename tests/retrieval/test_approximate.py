@@ -177,3 +177,12 @@ def test_a_folder_of_embeddings_that_grows_and_shrinks(tmp_path, made):
     found = searched()
     assert (made.begun, found.graph.ntotal) == (2, 419)
     assert "s5" not in {n.id for n in found.nearest(VECTORS[5], 10)}
+
+
+def test_a_graph_that_grows_says_how_far_it_is(monkeypatch):
+    monkeypatch.setattr(approximate, "SAY_S", 0.0)
+    monkeypatch.setattr(approximate, "ADDED", 400)
+    said = []
+    searched = approximate.chosen(index_of(VECTORS), "hnsw", say=said.append)
+    assert [line.partition(",")[0] for line in said] == [f"graph: {n} of 900 vectors" for n in (400, 800, 900)]
+    assert searched.recall.value > 0.95

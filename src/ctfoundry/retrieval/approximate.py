@@ -10,7 +10,8 @@ import glob
 import hashlib
 import itertools
 import re
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,8 @@ NUMBERED = re.compile(rf"(?:(\d{{1,15}})-)?([0-9a-f]{{{DIGITS}}})")
 """How a stored graph's name ends: number and digest of its vectors; those of earlier versions had no number, and go."""
 BLOCK = 65536
 """Vectors that are read at one time."""
+ADDED, SAY_S = 4096, 5.0
+"""Vectors that go into a graph at one time (between them Ctrl-C is heard), and seconds between two lines of progress."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +101,13 @@ def _ask(graph: Any, queries: np.ndarray, count: int) -> list[np.ndarray]:
     return [np.sort(row[row >= 0]) for row in places]
 
 
-def approximate(index: Index, cache: Path | None = None) -> Approximate:
+def approximate(index: Index, cache: Path | None = None, *, say: Callable[[str], None] = lambda _: None) -> Approximate:
     """The graph over an index's vectors, and its recall as measured now.
 
     Beside `cache` it is kept, with the number and the digest of its vectors in its name. One of the very vectors is taken as it
     is; where the index has only grown since, the new rows are added to it; in all other cases (scans removed, or embedded again)
-    it is made anew, which takes minutes a million. Graphs of others go. Where nothing can be written, it is kept in memory alone.
+    it is made anew, which takes minutes a million; `say` hears how far it is. Graphs of others go. Where nothing can be written, it
+    is kept in memory alone.
     """
     graph, digests = None, {}
     if cache is not None:
@@ -115,13 +119,25 @@ def approximate(index: Index, cache: Path | None = None) -> Approximate:
     if graph is None:
         graph = _faiss().IndexHNSWFlat(index.matrix.raw.shape[1], LINKS, _faiss().METRIC_INNER_PRODUCT)
     if graph.ntotal < len(index):
-        graph.hnsw.efConstruction = BUILD
-        for start in range(graph.ntotal, len(index), BLOCK):
-            block = index.vectors(np.arange(start, min(start + BLOCK, len(index))))
-            graph.add(torch.nn.functional.normalize(block, dim=1).numpy())
+        _grow(graph, index, say)
         if cache is not None:
             _keep(graph, cache, digests[len(index)])
     return Approximate(index, graph, measured(index, graph))
+
+
+def _grow(graph: Any, index: Index, say: Callable[[str], None]) -> None:
+    """Add the index's vectors that the graph lacks."""
+    graph.hnsw.efConstruction = BUILD
+    first, started = graph.ntotal, time.monotonic()
+    said = started
+    for start in range(first, len(index), ADDED):
+        block = index.vectors(np.arange(start, min(start + ADDED, len(index))))
+        graph.add(torch.nn.functional.normalize(block, dim=1).numpy())
+        now = time.monotonic()
+        if now - said >= SAY_S:
+            said, rate = now, (graph.ntotal - first) / (now - started)
+            left = (len(index) - graph.ntotal) / rate
+            say(f"graph: {graph.ntotal:,} of {len(index):,} vectors, {rate:,.0f} a second, {left:.0f} s left")
 
 
 def _keep(graph: Any, cache: Path, digest: str) -> None:
@@ -177,7 +193,9 @@ def measured(index: Index, graph: Any, *, queries: int = SAMPLE, at: int = RECAL
     return Recall(float(np.mean(hits)), at, queries)
 
 
-def chosen(index: Index, how: str = "auto", cache: Path | None = None) -> Index | Approximate:
+def chosen(
+    index: Index, how: str = "auto", cache: Path | None = None, *, say: Callable[[str], None] = lambda _: None
+) -> Index | Approximate:
     """The index as it is searched best: exact, or by a graph (``hnsw``); ``auto`` takes the graph above `EXACT_UP_TO` vectors
     where faiss is installed. `described` of what comes back says which."""
     if how not in ("auto", "exact", "hnsw"):
@@ -185,7 +203,7 @@ def chosen(index: Index, how: str = "auto", cache: Path | None = None) -> Index 
     if how == "exact" or (how == "auto" and len(index) <= EXACT_UP_TO):
         return index
     try:
-        return approximate(index, cache)
+        return approximate(index, cache, say=say)
     except UsageError:
         if how == "hnsw":
             raise
