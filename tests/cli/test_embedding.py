@@ -12,7 +12,8 @@ import pytest
 
 import worlds
 from ctfoundry import io, zoo
-from ctfoundry.retrieval.embed import load_index, read_card
+from ctfoundry.retrieval.cards import read_card
+from ctfoundry.retrieval.embed import load_index
 from ctfoundry.retrieval.sources import resolve
 from ctfoundry.volume import Volume
 

@@ -17,7 +17,8 @@ from ctfoundry.errors import ReadError, StoreError, UsageError
 from ctfoundry.infer.passes import Extent
 from ctfoundry.preparation import PREPARATIONS
 from ctfoundry.retrieval import embed as embedding
-from ctfoundry.retrieval.embed import Scan, Settings, embed, load_index
+from ctfoundry.retrieval.cards import Settings
+from ctfoundry.retrieval.embed import Scan, embed, load_index
 from ctfoundry.retrieval.index import Index
 from ctfoundry.retrieval.sources import query_in_index
 
@@ -76,20 +77,6 @@ def test_a_broken_part_is_named(tmp_path):
     part.write_bytes(part.read_bytes()[:50])
     with pytest.raises(StoreError, match="no part of embeddings"):
         load_index(tmp_path)
-
-
-def test_grids_hold_features_and_where_they_lie(tmp_path):
-    import json
-
-    from safetensors import safe_open
-
-    encoder = worlds.tiny()
-    embed(scans(1), encoder, tmp_path, Settings(grids=True))
-    with safe_open(tmp_path / "grids" / "s0.safetensors", "pt") as stream:
-        data, affine = stream.get_tensor("features"), json.loads(stream.metadata()["affine"])
-    grid = encoder(worlds.body(0)).grid
-    torch.testing.assert_close(data.float(), grid.data, atol=1e-3, rtol=1e-3)
-    np.testing.assert_allclose(affine, grid.affine)
 
 
 def test_nearest_is_the_literal_ranking():

@@ -23,7 +23,8 @@ from ctfoundry.errors import StoreError, UsageError
 from ctfoundry.ingest import Inline, Local
 from ctfoundry.retrieval import approximate, folders, matrix, parts
 from ctfoundry.retrieval import embed as embedding
-from ctfoundry.retrieval.embed import ModelOf, Scan, Settings, embed, load_index
+from ctfoundry.retrieval.cards import Settings, vector_names
+from ctfoundry.retrieval.embed import ModelOf, Scan, embed, load_index
 from ctfoundry.retrieval.index import Index
 from ctfoundry.settings import to_data
 
@@ -285,7 +286,7 @@ def test_windows_slices_and_what_is_pooled_over_them(tmp_path):
     h, w = prepared.x.shape[2:]
     expected = prepared.affine @ [5, (h - 1) / 2, (w - 1) / 2, 1]
     np.testing.assert_allclose(hit.centre, expected[:3])
-    assert embedding.vector_names(tmp_path) == ["mean", "windows:min", "windows:max", "window", "slice"]
+    assert vector_names(tmp_path) == ["mean", "windows:min", "windows:max", "window", "slice"]
 
 
 def test_vectors_that_are_none_are_refused_before_anything_is_read(tmp_path):

@@ -13,10 +13,9 @@ from ctfoundry.errors import StoreError, UsageError
 from ctfoundry.geometry import Grid
 from ctfoundry.keys import Key
 from ctfoundry.retrieval import search_confidence as confidence
-from ctfoundry.retrieval.embed import Scan, Settings, embed
-from ctfoundry.retrieval.search import APART, Seen, find, seek
+from ctfoundry.retrieval.search import APART, find, seek
 from ctfoundry.retrieval.search_confidence import Evidence
-from ctfoundry.retrieval.search_maps import Looking, Scene, grid_looking, grid_scene, scene, with_air
+from ctfoundry.retrieval.search_maps import Looking, Scene, scene, with_air
 from ctfoundry.retrieval.search_peaks import Likeness, best_places, between_cells
 
 LEVELS = ("stage1", "stage2")
@@ -134,23 +133,6 @@ def test_a_box_is_the_mean_of_its_points_and_finds_itself():
     torch.testing.assert_close(tiny.vector, point.vector, atol=1e-4, rtol=1e-4)
     with pytest.raises(UsageError, match="a point or a box"):
         seek(encoder, volume, levels=LEVELS)
-
-
-def test_maps_of_an_embeddings_folder_give_the_same_answer(tmp_path):
-    encoder, volumes = worlds.tiny(), [worlds.body(0), worlds.body(1)]
-    scans = [Scan(f"s{i}", f"d{i}", lambda v=v: v) for i, v in enumerate(volumes)]  # type: ignore[misc]
-    embed(scans, encoder, tmp_path, Settings(grids=True))
-    looking = grid_looking(tmp_path, encoder)
-    point = volumes[0].world([12, 32, 36])
-    there = Seen.of(encoder, volumes[0], looking, seen=grid_scene(tmp_path, "s0", encoder)).query(point)
-    passed = Seen.of(encoder, volumes[0], looking).query(point)
-    ours, theirs = there.find_in(grid_scene(tmp_path, "s1", encoder)), passed.find(volumes[1], heatmap=False)
-    np.testing.assert_allclose(ours.scores, theirs.scores, atol=0.02)  # half precision on disk
-    np.testing.assert_allclose(ours.centres, theirs.centres)
-    with pytest.raises(StoreError, match="has no map of scan s9"):
-        grid_scene(tmp_path, "s9", encoder)
-    with pytest.raises(StoreError, match="random weights, seed 0"):
-        grid_looking(tmp_path, worlds.tiny(seed=1))
 
 
 def evidence(count: int, seed: int = 0) -> tuple[list[Evidence], list[float | None]]:

@@ -40,7 +40,11 @@ def embed(
     windows: Annotated[str | None, typer.Option(help="also each window alone: DxHxW in prepared voxels")] = None,
     overlap: Annotated[float, typer.Option(help="share by which windows overlap")] = 0.0,
     slices: Annotated[bool, typer.Option("--slices", help="also each slice alone")] = False,
-    grids: Annotated[bool, typer.Option("--grids", help="also the feature map of each scan")] = False,
+    grids: Annotated[bool, typer.Option("--grids", help="also feature maps, for search --index and serve")] = False,
+    levels: Annotated[
+        str | None,
+        typer.Option(help="with --grids: which maps, such as stage3,stage4 (default: those that a search takes)"),
+    ] = None,
     patch: Patch = None,
     precision: Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="of the forward pass")] = "fp32",
     cohort: Annotated[Path | None, typer.Option(help="cohort file: only its series")] = None,
@@ -64,6 +68,7 @@ def embed(
     from ctfoundry.record import Record
     from ctfoundry.retrieval import embed as embedding
     from ctfoundry.retrieval import folders
+    from ctfoundry.retrieval.cards import Settings
     from ctfoundry.retrieval.sources import resolve, with_regions
 
     how = embedding.ModelOf(model, weights, device, seed, patch_size(patch))
@@ -77,8 +82,15 @@ def embed(
 
         with_regions(found, open_regions(roi))
     size = triple(windows) if windows else None
-    settings = embedding.Settings(
-        tuple(dict.fromkeys(pool or ())), size, overlap, grids, precision, slices, roi is not None
+    settings = Settings(
+        tuple(dict.fromkeys(pool or ())),
+        size,
+        overlap,
+        grids,
+        precision,
+        slices,
+        roi is not None,
+        tuple(levels.split(",")) if levels else (),
     )
     outcome = embedding.embed(
         [s.scan for s in found.scans],
@@ -100,15 +112,23 @@ def embed(
     record.results |= {"unreadable": sorted(found.failed), "doubtful": outcome.doubtful}
     for id, reason in outcome.doubtful.items():
         say(f"{id}: {reason}")
+    maps = _maps(out, [*outcome.done, *outcome.skipped])
     record.write(out, ["index.parquet", "card.json"])
 
     def table() -> None:
         print(f"{len(outcome.done)} embedded, {len(outcome.skipped)} there already, {len(failed)} failed")
+        if maps:
+            print(_of_maps(maps))
         for place in (*tables, *([cases[0].parent] if cases else [])):
             print(place)
 
-    data = {"done": outcome.done, "skipped": outcome.skipped, "failed": failed, "doubtful": outcome.doubtful}
-    show(data | {"tables": [t.name for t in tables], "cases": len(cases)}, table)
+    data: dict[str, Any] = {
+        "done": outcome.done,
+        "skipped": outcome.skipped,
+        "failed": failed,
+        "doubtful": outcome.doubtful,
+    }
+    show(data | {"maps": maps, "tables": [t.name for t in tables], "cases": len(cases)}, table)
     finish(failed, len(outcome.done) + len(outcome.skipped), found.paths)
 
 
@@ -162,7 +182,8 @@ def retrieve(
         if chosen is not None and table is not None and (differ := chosen.of(opened.ids, table)):
             say(f"{folder.name}: {differ}")
         asked, without = query_in_index(folder, opened, query, own, weights, device, seed)
-        searched = approximate.chosen(opened, how, folder / f"graph-{opened.vector.replace(':', '-')}.hnsw")
+        graph = folder / f"graph-{opened.vector.replace(':', '-')}.hnsw"
+        searched = approximate.chosen(opened, how, graph, say=say)
         rankings.append(searched.nearest(asked, deep, without=without, within=None if chosen is None else chosen.ids))
         described.append(searched.described())
         say(f"{folder.name}: {searched.described()}")
@@ -222,10 +243,10 @@ app.add_typer(embeddings_app, name="embeddings")
 @verb(embeddings_app, "show")
 def show_(out: Folder) -> None:
     """What a folder holds: model, settings, scans, vectors."""
-    from ctfoundry.retrieval import embed as embedding
     from ctfoundry.retrieval import parts
+    from ctfoundry.retrieval.cards import read_card
 
-    card = embedding.read_card(out)
+    card = read_card(out)
     counts: dict[str, int] = {}
     for row in parts.rows(out):
         counts[row["vector"]] = counts.get(row["vector"], 0) + 1
@@ -238,12 +259,15 @@ def show_(out: Folder) -> None:
         "vectors": counts,
         "parts": len(files),
         "bytes": sum(files.values()),
+        "maps": _maps(out),
     }
 
     def table() -> None:
         print(f"{scans} scans by {card['model']['name']}, {len(files)} parts, {sum(files.values()) / 2**20:.1f} MiB")
         if counts:
             print_table(("vector", "rows"), sorted(counts.items()))
+        if data["maps"]:
+            print(_of_maps(data["maps"]))
 
     show(data, table)
 
@@ -294,6 +318,21 @@ def compact_(out: Folder) -> None:
 
     freed = folders.compact(out)
     show({"freed_bytes": freed}, lambda: print(f"{freed / 2**20:.1f} MiB freed"))
+
+
+def _maps(out: Path, ids: Sequence[str] | None = None) -> dict[str, Any] | None:
+    """Which maps a folder stores and what they take, of all scans or of some; None where it stores none."""
+    from ctfoundry.retrieval import cards
+    from ctfoundry.retrieval import grids as stored
+
+    held = cards.held_levels(cards.read_card(out))
+    count, size = stored.size(out, ids)
+    return {"levels": list(held), "scans": count, "bytes": size} if held else None
+
+
+def _of_maps(maps: dict[str, Any]) -> str:
+    scans, mib = maps["scans"], maps["bytes"] / 2**20
+    return f"maps of {', '.join(maps['levels'])}: {mib / max(scans, 1):.1f} MiB a scan, {mib:,.1f} MiB of {scans} scans"
 
 
 def _executor(name: str, address: str | None, workers: int | None) -> Any:

@@ -215,7 +215,8 @@ def explain_clusters(
     from ctfoundry import files
     from ctfoundry.explain import clusters, clusters_page
     from ctfoundry.record import Record
-    from ctfoundry.retrieval.embed import load_index, read_card
+    from ctfoundry.retrieval.cards import read_card
+    from ctfoundry.retrieval.embed import load_index
 
     known = clusters.read_labels(labels, column)
     indices = [(folder, load_index(folder, vector)) for folder in index]

@@ -32,7 +32,7 @@ def serve(
     levels: Annotated[
         str | None,
         typer.Option(
-            help="levels to search in, finest first, such as stage3,stage4; that of embed --grids takes its maps"
+            help="levels to search in, finest first, such as stage3,stage4; maps of embed --grids are used that hold them"
         ),
     ] = None,
     patch: Patch = None,

@@ -17,6 +17,8 @@ LARGEST = 2 << 30
 """A file inside an archive, and one whose frames lie in no order, is read whole, up to this size."""
 LONGEST = 256
 """Voxels along an axis that a glance keeps, at most twice as many; three planes of 200 pixels need no more."""
+FIRST = 8
+"""Slices that are looked at to tell a scan from a label map before it is read whole."""
 WHOLE = 192 << 20
 """A file whose numbers take no more bytes than this is read whole, by the reader that checks everything."""
 
@@ -44,6 +46,38 @@ def glance(found: Found, *, cap: int = CAP, threads: int | None = None) -> Volum
     if declared.size <= WHOLE or declared.text:
         return thinned(found.read(cap=cap, threads=threads))
     return _streamed(declared, cap)
+
+
+def is_label(found: Found, *, cap: int = CAP) -> bool:
+    """Whether `found.read` gives a label map, told from as few slices as show that it is none: one with a number below 0, as air
+    is, or between whole ones. Only what has none in its first slices is read whole.
+
+    Raises whatever is found wrong on the way; what lies behind the first slices of a scan is not looked at.
+    """
+    if found.problem is not None:
+        raise found.problem
+    if found.format == "dicom" or found.members:
+        return found.read(cap=cap).kind == "label"
+    declared = reading.HEADERS[found.format](found.path)
+    return not (not declared.text and _is_measured(declared, cap)) and found.read(cap=cap).kind == "label"
+
+
+def _is_measured(declared: raw.Declared, cap: int) -> bool:
+    """Whether one of the first slices holds a number that no label map has."""
+    d, h, w = declared.shape
+    slice_bytes = h * w * declared.dtype.itemsize
+    check_cap(slice_bytes, min(cap, WHOLE), declared.path)
+    buffer = np.empty((1, h, w), dtype=declared.dtype)
+    with Stream(declared.data, declared.packing, declared.start) as stream:
+        stream.skip(declared.skip)
+        for _ in range(min(d, FIRST)):
+            if stream.readinto(buffer.data.cast("B")) < slice_bytes:
+                return False  # the reader says what is wrong
+            own = buffer if buffer.dtype.isnative else buffer.byteswap().view(buffer.dtype.newbyteorder())
+            values = kinds.scaled(own, declared.slope, declared.intercept)
+            if float(values.min()) < 0 or not kinds.is_whole(values):
+                return True
+    return False
 
 
 def _step(found: Found) -> int:

@@ -8,9 +8,10 @@ skipped. Any number of writers may fill one folder at once, and it can be search
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,17 +20,27 @@ import numpy as np
 import torch
 
 from ctfoundry import files
-from ctfoundry.encoder import POOLS, Encoder, Windows, roi_vectors
+from ctfoundry.encoder import POOLS, WHOLE_CAP_BYTES, Encoder, Windows, roi_vectors
 from ctfoundry.errors import ContractError, CTFoundryError, StoreError, UsageError
-from ctfoundry.geometry import Vec3, to_world
+from ctfoundry.geometry import to_world
 from ctfoundry.infer import passes
 from ctfoundry.infer.passes import Precision
 from ctfoundry.ingest.rules import LeftOut
 from ctfoundry.ingest.workers import Executor
-from ctfoundry.retrieval import matrix, parts
-from ctfoundry.retrieval.cards import called, how_they_differ, same_model
+from ctfoundry.preparation import Prepared
+from ctfoundry.retrieval import grids, matrix, parts
+from ctfoundry.retrieval.cards import (
+    STANDARD,
+    Settings,
+    held_levels,
+    how_they_differ,
+    read_card,
+    same_model,
+    vector_names,
+)
 from ctfoundry.retrieval.index import Index
 from ctfoundry.retrieval.parts import Row
+from ctfoundry.retrieval.search_maps import default_levels
 from ctfoundry.settings import to_data
 from ctfoundry.volume import Volume
 
@@ -45,34 +56,16 @@ OVER_WINDOWS = "windows:"
 
 @dataclass(frozen=True)
 class Scan:
-    """A scan to embed: its public id, a digest of its content (and labels), and how to read it and its labels."""
+    """A scan to embed: its public id, a digest of its content (and labels), and how to read it and its labels.
+
+    voxels : the digest of its content alone, where `digest` is of the labels too.
+    """
 
     id: str
     digest: str
     read: Callable[[], Volume]
     labels: Callable[[], Sequence[Volume]] | None = None
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is embedded of each scan.
-
-    Attributes
-    ----------
-    vectors : of the whole scan: the network's tokens, mean, max or min, ``windows:mean|max|min``; by default the model's own.
-    window, overlap : also each window alone, in voxels of the prepared scan.
-    slices : also each slice along axis 0 of the prepared scan alone.
-    roi : also a vector ``roi:NAME`` for each label of the scan's label map.
-    grids : also the map of the model's level, in a file a scan.
-    """
-
-    vectors: tuple[str, ...] = ()
-    window: Vec3 | None = None
-    overlap: float = 0.0
-    grids: bool = False
-    precision: Precision = "fp32"
-    slices: bool = False
-    roi: bool = False
+    voxels: str = ""
 
 
 @dataclass(frozen=True)
@@ -153,7 +146,7 @@ def embed(
     scans: Iterable[Scan],
     encoder: Encoder,
     out: Path,
-    settings: Settings = Settings(),
+    settings: Settings = STANDARD,
     *,
     progress: Callable[[str], None] = lambda _: None,
     executor: Executor | None = None,
@@ -170,7 +163,7 @@ def embed(
     if executor is not None and model is None:
         raise UsageError("workers need to know how the encoder is loaded (model=)")
     _check_vectors(encoder, settings)
-    open_folder(out, encoder, settings)
+    settings = open_folder(out, encoder, settings)
     outcome = Outcome()
     pending = _Pending(out, outcome)
 
@@ -235,38 +228,41 @@ class _Pending:
         self._since = time.monotonic()
 
 
-def read_card(out: Path) -> dict[str, Any]:
-    """``card.json`` of an embeddings folder: the model's card and the settings. Raises StoreError for any other folder."""
-    try:
-        card: dict[str, Any] = json.loads((out / "card.json").read_text())
-        card["settings"] = to_data(Settings()) | card["settings"]  # earlier versions had fewer
-        card["model"]["architecture"]
-    except FileNotFoundError:
-        raise StoreError(
-            "is no embeddings folder: it has no card.json", where=out, do="make one with `ctfoundry embed`"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"is no card of embeddings ({error})", where=out / "card.json") from error
-    return card
-
-
-def fits(out: Path, encoder: Encoder, settings: Settings = Settings()) -> bool:
+def fits(out: Path, encoder: Encoder, settings: Settings = STANDARD) -> bool:
     """Whether `out` is new, or holds embeddings of this encoder with these settings."""
     if not (out / "card.json").is_file():
         return True
     there = read_card(out)
-    return same_model(there["model"], to_data(encoder.card)) and there["settings"] == _used(encoder, settings)
+    same = same_model(there["model"], to_data(encoder.card))
+    return same and there["settings"] == to_data(_settled(out, encoder, settings))
 
 
-def _used(encoder: Encoder, settings: Settings) -> dict[str, Any]:
-    return to_data(settings) | {"vectors": list(settings.vectors or (encoder.card.vector,))}
+def _settled(out: Path, encoder: Encoder, settings: Settings) -> Settings:
+    """The settings with the vectors and levels that were left open. Raises UsageError for levels without maps, ContractError for
+    unknown ones."""
+    vectors = settings.vectors or (encoder.card.vector,)
+    if not settings.grids:
+        if settings.levels:
+            raise UsageError("levels are those of stored maps", where="--levels", do="give --grids too")
+        return replace(settings, vectors=vectors)
+    if not encoder.levels:
+        raise UsageError(f"{encoder.card.name} has no maps to store", where="--grids")
+    there = held_levels(read_card(out)) if (out / "card.json").is_file() else ()
+    wanted = settings.levels or there or (*default_levels(encoder), encoder.card.level)
+    for name in wanted:
+        encoder.level(name)
+    return replace(settings, vectors=vectors, levels=tuple(v.name for v in encoder.levels if v.name in wanted))
 
 
-def open_folder(out: Path, encoder: Encoder, settings: Settings) -> None:
-    """Make the folder, or check that it is for this encoder and these settings. Raises StoreError."""
+def open_folder(out: Path, encoder: Encoder, settings: Settings) -> Settings:
+    """Make the folder, or check that it is for this encoder and these settings; returns them with nothing left open.
+
+    Raises StoreError.
+    """
     if out.exists() and not out.is_dir():
         raise StoreError("is a file, not a folder for embeddings", where=out, do="choose another name")
-    card = {"model": to_data(encoder.card), "settings": _used(encoder, settings)}
+    settled = _settled(out, encoder, settings)
+    card = {"model": to_data(encoder.card), "settings": to_data(settled)}
     if not (out / "card.json").is_file():
         files.create_once(out / "card.json", (json.dumps(card, indent=1, allow_nan=False) + "\n").encode())
     if not fits(out, encoder, settings):
@@ -280,12 +276,13 @@ def open_folder(out: Path, encoder: Encoder, settings: Settings) -> None:
         )
         raise StoreError(f"was made with other settings: {other}", where=out, do="choose another folder")
     (out / "parts").mkdir(exist_ok=True)
+    return settled
 
 
 def _plain(value: Any) -> str:
     """A setting as a person would write it."""
     if isinstance(value, list):
-        return ("x" if all(isinstance(v, int) for v in value) else "+").join(map(str, value))
+        return ("x" if all(isinstance(v, int) for v in value) else "+").join(map(str, value)) or "none"
     return (
         {True: "yes", False: "no", None: "none"}.get(value, str(value)) if not isinstance(value, float) else str(value)
     )
@@ -341,9 +338,12 @@ def _vectors(
 ) -> Iterator[tuple[Row, Tensor]]:
     chosen = settings.vectors or (encoder.card.vector,)
     own = tuple(name for name in chosen if not name.startswith(OVER_WINDOWS))
-    levels = (encoder.card.level,) if settings.grids or settings.roi else ()
-    features = encoder(volume, vectors=own, levels=levels, precision=settings.precision) if own or levels else None
-    windows = None
+    levels = tuple(dict.fromkeys((*settings.levels, *((encoder.card.level,) if settings.roi else ()))))
+    features = windows = None
+    if own or levels:
+        prepared = encoder.prepare(volume)
+        _check_maps(encoder, prepared, levels)
+        features = encoder(prepared, vectors=own, levels=levels, precision=settings.precision)
     if settings.window is not None:
         windows = encoder.windows(volume, settings.window, settings.overlap, precision=settings.precision)
     for name in chosen:
@@ -357,7 +357,8 @@ def _vectors(
         assert features is not None
         if scan.labels is None:
             raise ContractError("has no label map", do="see --roi")
-        regions = {name: v for labels in scan.labels() for name, v in roi_vectors(features.grid, labels).items()}
+        of_regions = features.maps[encoder.card.level]
+        regions = {name: v for labels in scan.labels() for name, v in roi_vectors(of_regions, labels).items()}
         for name, vector in regions.items():
             yield Row(scan.id, scan.digest, name), vector
     if windows is not None:
@@ -366,7 +367,21 @@ def _vectors(
         yield from _places(scan, "slice", slices(encoder, volume, precision=settings.precision))
     if settings.grids:
         assert features is not None
-        _write_grid(out, scan.id, features.grid)
+        grids.write(out, scan.id, [features.maps[name] for name in settings.levels], scan.voxels or scan.digest)
+
+
+def _check_maps(encoder: Encoder, prepared: Prepared, levels: Sequence[str]) -> None:
+    """Raise ContractError before maps are made that one pass in pieces could, but memory could not hold."""
+    cells = [
+        [-(-n // s) for n, s in zip(prepared.x.shape[1:], encoder.level(name).stride, strict=True)] for name in levels
+    ]
+    # in single precision while the scan passes, the last one twice when it is put together, and once more as they are written
+    need = sum(8 * encoder.level(name).channels * math.prod(n) for name, n in zip(levels, cells, strict=True))
+    if encoder.extent.mode in ("windows", "slices") and need > WHOLE_CAP_BYTES:
+        raise ContractError(
+            f"its maps of {', '.join(levels)} take about {need / 2**30:.0f} GiB while they are made",
+            do="give fewer or coarser --levels, or leave --grids out",
+        )
 
 
 def _over(vectors: Tensor, how: str) -> Tensor:
@@ -407,31 +422,9 @@ def slices(encoder: Encoder, volume: Volume, *, vector: str | None = None, preci
     return Windows(torch.cat(found), centres, corner, size, prepared.affine)
 
 
-def _write_grid(out: Path, id: str, grid: Any) -> None:
-    from safetensors.torch import save_file
-
-    with files.whole(out / "grids" / f"{id}.safetensors") as part:
-        save_file(
-            {"features": grid.data.half().cpu().contiguous(), "valid": grid.valid.cpu().contiguous()},
-            part,
-            metadata={"affine": json.dumps(grid.affine.tolist()), "level": grid.level},
-        )
-
-
 def rows(out: Path) -> list[dict[str, Any]]:
     """All rows of an embeddings folder that count, each with its part and its place in it."""
     return list(parts.rows(out))
-
-
-def vector_names(out: Path) -> list[str]:
-    """Names of the vectors that a folder holds, the default one first; regions of interest are read off the parts."""
-    settings = read_card(out)["settings"]
-    found = list(settings["vectors"])
-    found += ["window"] if settings["window"] is not None else []
-    found += ["slice"] if settings["slices"] else []
-    if settings["roi"]:
-        found += sorted({row["vector"] for row in parts.rows(out)} - set(found))
-    return found
 
 
 def load_index(out: Path, vector: str | None = None) -> Index:
@@ -448,18 +441,3 @@ def load_index(out: Path, vector: str | None = None) -> Index:
         held = ", ".join(vector_names(out))
         raise StoreError(f"holds no vector {wanted!r}", where=out, do=f"it holds {held}" if held else None)
     return index
-
-
-def check_same(a: Path, b: Path) -> Sequence[str]:
-    """The vectors' names of two folders that one model made with the same settings. Raises StoreError for others."""
-    one, other = read_card(a), read_card(b)
-    if not same_model(one["model"], other["model"]):
-        raise StoreError(
-            f"was made by {called(other['model'])} with other weights or preparation than {called(one['model'])}",
-            where=b,
-            do="embed its scans with the same model",
-        )
-    if one["settings"] != other["settings"]:
-        raise StoreError("was made with other settings", where=b, do="embed its scans with the same settings")
-    vectors: list[str] = one["settings"]["vectors"]
-    return vectors

@@ -14,8 +14,8 @@ import numpy as np
 
 from ctfoundry import files, identity
 from ctfoundry.errors import StoreError, UsageError
-from ctfoundry.retrieval import parts
-from ctfoundry.retrieval.embed import check_same, read_card, vector_names
+from ctfoundry.retrieval import grids, parts
+from ctfoundry.retrieval.cards import check_same, held_levels, read_card, vector_names
 from ctfoundry.retrieval.parts import Row
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def remove(out: Path, ids: Collection[str]) -> list[str]:
         with parts.writing(out):
             parts.take_out(out, ids)
             for id in ids:
-                (out / "grids" / f"{id}.safetensors").unlink(missing_ok=True)
+                grids.place(out, id).unlink(missing_ok=True)
             parts.write_index(out)
     return sorted(set(ids))
 
@@ -115,10 +115,10 @@ def _living(out: Path) -> Iterator[tuple[str, list[Row], Float[np.ndarray, "n c"
 
 
 def _copy_grid(source: Path, out: Path, id: str) -> None:
-    grid = source / "grids" / f"{id}.safetensors"
-    if grid.is_file():
-        with files.whole(out / "grids" / grid.name) as part:
-            shutil.copyfile(grid, part)
+    maps = grids.place(source, id)
+    if maps.is_file():
+        with files.whole(grids.place(out, id)) as part:
+            shutil.copyfile(maps, part)
 
 
 def _paths(out: Path) -> Mapping[str, str]:
@@ -234,6 +234,9 @@ def challenge_layout(out: Path, *, names: bool = False) -> list[Path]:
     cases: dict[str, str] = {}
     written: list[Path] = []
     default = vector_names(out)[0]
+    card = read_card(out)
+    own_level, held = card["model"]["level"], held_levels(card)
+    level = own_level if own_level in held or not held else held[-1]
     for _, rows, vectors in _living(out):
         for row, vector in zip(rows, vectors, strict=True):
             if row.vector != default:
@@ -242,11 +245,9 @@ def challenge_layout(out: Path, *, names: bool = False) -> list[Path]:
             if cases.setdefault(case, row.id) != row.id:
                 raise UsageError(f"two scans are called {case!r}", where=out, do="leave out --names")
             written.append(_write_h5(h5py, out / "cvpr26" / f"{case}.h5", vector))
-            grid = out / "grids" / f"{row.id}.safetensors"
-            if grid.is_file():
-                from safetensors.numpy import load_file
-
-                written.append(_write_h5(h5py, out / "cvpr26-maps" / f"{case}.h5", load_file(grid)["features"]))
+            if grids.place(out, row.id).is_file():
+                (grid,) = grids.read(out, row.id, [level])
+                written.append(_write_h5(h5py, out / "cvpr26-maps" / f"{case}.h5", grid.data))
     return written
 
 

@@ -72,7 +72,7 @@ def header(out: Path, name: str) -> Header:
 
     place = out / "parts" / name
     try:
-        with safe_open(place, "pt") as stream:
+        with safe_open(place, "numpy") as stream:
             about = stream.metadata() or {}
         rows = about["rows"]
         if "scans" in about:

@@ -7,7 +7,6 @@ of the finest level's stride, interleaved, are one map of the same features on a
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +21,8 @@ from ctfoundry.errors import StoreError, UsageError
 from ctfoundry.geometry import Grid, Vec3
 from ctfoundry.infer.passes import Extent, Precision
 from ctfoundry.preparation import Prepared
-from ctfoundry.retrieval.cards import how_they_differ, same_model
-from ctfoundry.retrieval.embed import read_card
+from ctfoundry.retrieval import grids
+from ctfoundry.retrieval.cards import held_levels, how_they_differ, read_card, same_model
 from ctfoundry.settings import to_data
 from ctfoundry.volume import Volume
 
@@ -128,29 +127,51 @@ def dense_map(
     return replace(raw, data=torch.cat(joint) / len(levels) ** 0.5)
 
 
-def grid_looking(folder: Path, encoder: Encoder, *, whiten: bool = True) -> Looking:
-    """How the maps of an embeddings folder look: one pass, the card's level. Raises StoreError for those of another model."""
-    there, given = read_card(folder)["model"], to_data(encoder.card)
-    if not same_model(there, given):
-        what, do = how_they_differ(there, given)
+def grid_looking(
+    folder: Path, encoder: Encoder, levels: Sequence[str] | None = None, *, whiten: bool = True
+) -> Looking:
+    """How a search looks that takes the maps of an embeddings folder: one pass a scan, with the precision that made them.
+
+    levels : finest first; by default those that any search takes. Raises StoreError where the folder is of another model, or
+    does not hold them.
+    """
+    card, given = read_card(folder), to_data(encoder.card)
+    if not same_model(card["model"], given):
+        what, do = how_they_differ(card["model"], given)
         raise StoreError(what, where=folder, do=do)
-    return Looking((encoder.card.level,), whiten=whiten)
-
-
-def grid_scene(folder: Path, id: str, encoder: Encoder) -> Scene:
-    """A scan's map from an embeddings folder (``embed --grids``), instead of a pass."""
-    from safetensors import safe_open
-
-    path = folder / "grids" / f"{id}.safetensors"
-    if not path.is_file():
+    wanted, held = tuple(levels) if levels else default_levels(encoder), held_levels(card)
+    for name in wanted:
+        encoder.level(name)
+    if not held:
+        raise StoreError("stores no maps", where=folder, do="embed with --grids into another folder")
+    missing = [name for name in wanted if name not in held]
+    if missing:
         raise StoreError(
-            f"has no map of scan {id}", where=folder, do="embed it with --grids, or search without --index"
+            f"stores maps of {', '.join(held)}; the search also takes {', '.join(missing)}",
+            where=folder,
+            do=f"embed with --grids --levels {','.join(wanted)} into another folder, or search in what is stored with "
+            f"--levels {','.join(held)}: other answers, which a calibration for other levels does not speak about",
         )
-    with safe_open(path, "pt") as stream:
-        meta = stream.metadata()
-        data, valid = stream.get_tensor("features").float(), stream.get_tensor("valid").bool()
-    feature = FeatureMap(data, geometry.as_affine(np.array(json.loads(meta["affine"]))), valid, meta["level"])
-    return Scene.of_map(replace(feature, data=data.to(encoder.device), valid=valid.to(encoder.device)), (len(data),))
+    return Looking(wanted, whiten=whiten, precision=card["settings"]["precision"])
+
+
+def grid_scene(folder: Path, id: str, encoder: Encoder, looking: Looking) -> Scene:
+    """A scan as `looking` sees it, from the maps of an embeddings folder (``embed --grids``) instead of a pass.
+
+    Raises StoreError where they are not stored, and UsageError for ways to look that other passes would be needed for.
+    """
+    if looking.window is not None or looking.shifts != ONE_PASS or looking.extent is not None:
+        raise UsageError("stored maps are of one pass over a scan, not of windows or shifted passes")
+    stored = [
+        FeatureMap(
+            torch.from_numpy(one.data).to(encoder.device).float(),
+            one.affine,
+            torch.from_numpy(one.valid).to(encoder.device),
+            one.level,
+        )
+        for one in grids.read(folder, id, looking.levels)
+    ]
+    return Scene.of_map(joined(stored), [len(one.data) for one in stored])
 
 
 def with_air(prepared: Prepared, before: Sequence[int], after: Sequence[int] = (0, 0, 0)) -> Prepared:
@@ -165,12 +186,17 @@ def with_air(prepared: Prepared, before: Sequence[int], after: Sequence[int] = (
 
 
 def _one_pass(encoder: Encoder, volume: Volume | Prepared, looking: Looking) -> FeatureMap:
-    """Raw features of the levels side by side; coarser ones are linear between their cells."""
+    """Raw features of the levels side by side."""
     levels = looking.levels
     maps = encoder(volume, levels=levels, vectors=(), precision=looking.precision, extent=looking.extent).maps
-    finest = maps[levels[0]]
-    parts = [finest.data, *(_between_cells(maps[name], finest) for name in levels[1:])]
-    return replace(finest, data=torch.cat(parts), level="+".join(levels))
+    return joined([maps[name] for name in levels])
+
+
+def joined(maps: Sequence[FeatureMap]) -> FeatureMap:
+    """The levels of one pass, finest first, side by side on the cells of the first; coarser ones are linear between their cells."""
+    finest = maps[0]
+    parts = [finest.data, *(_between_cells(coarse, finest) for coarse in maps[1:])]
+    return replace(finest, data=torch.cat(parts), level="+".join(one.level for one in maps))
 
 
 def _between_cells(coarse: FeatureMap, fine: FeatureMap) -> Float[Tensor, "c d h w"]:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from ctfoundry import files, identity, io
 from ctfoundry.errors import CTFoundryError, UsageError
+from ctfoundry.io.glance import is_label
 from ctfoundry.io.places import place_of
-from ctfoundry.retrieval.cards import how_they_differ, patch_of, same_model
+from ctfoundry.retrieval.cards import how_they_differ, patch_of, read_card, same_model
 from ctfoundry.retrieval.embed import Scan
 from ctfoundry.retrieval.index import Index
 from ctfoundry.retrieval.regions import Regions
@@ -140,7 +141,9 @@ def with_regions(sources: Sources, regions: Regions) -> None:
         maps = regions.of(source.scan.id, source.path)
         if maps is not None:
             digest = identity.sealed(f"{source.scan.digest} {maps.digest()}")
-            sources.scans[k] = replace(source, scan=replace(source.scan, digest=digest, labels=maps))
+            sources.scans[k] = replace(
+                source, scan=replace(source.scan, digest=digest, labels=maps, voxels=source.scan.digest)
+            )
 
 
 def _resolve(text: str, sources: Sources) -> list[Source]:
@@ -198,11 +201,11 @@ def _from_tree(path: Path, sources: Sources) -> list[Source]:
             sources.fail(item.name, item.problem.what)
             continue
         try:
-            kind = item.read().kind if item.format != "dicom" else "hu"
+            label = item.format != "dicom" and is_label(item)
         except CTFoundryError as error:
             sources.fail(item.name, error.what)
             continue
-        if kind == "label":
+        if label:
             sources.labels += 1
         else:
             found.append(_source(item.hashes(), item.read, item.name, item.series))
@@ -217,7 +220,7 @@ def query_in_index(
     In an index of windows or slices an id stands for the mean of its rows.
     """
     from ctfoundry import zoo
-    from ctfoundry.retrieval.embed import ModelOf, read_card
+    from ctfoundry.retrieval.embed import ModelOf
     from ctfoundry.settings import to_data
 
     known = set(index.ids)

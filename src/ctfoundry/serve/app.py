@@ -158,7 +158,7 @@ def make_app(
         return {
             "model": {"name": card.name, "weights": card.weights, "levels": list(engine.looking.levels)},
             "scans": len(library.ids),
-            "maps": {"used": engine.uses_stored, "stored": engine.stored, "level": card.level},
+            "maps": {"used": engine.uses_stored, "stored": engine.stored, "levels": list(engine.held)},
             "upload_bytes": limits.file_bytes,
             "work": desk.load(),
         }

@@ -96,6 +96,11 @@ class Library:
         """Whether the index holds a scan."""
         return id in self._entries and self._entries[id].indexed
 
+    def content(self, id: str) -> str:
+        """The digest of an indexed scan as it lies there now, where that is known without reading it; else ""."""
+        source = self._entry(id).source
+        return source.scan.digest if source is not None else ""
+
     def describe(self, id: str) -> dict[str, object]:
         """A line of the list of scans."""
         if id in self._uploads:

@@ -12,10 +12,11 @@ from typing import Any
 from ctfoundry.encoder import Encoder
 from ctfoundry.errors import UsageError
 from ctfoundry.memory import Memory
-from ctfoundry.retrieval.cards import how_they_differ, same_model
-from ctfoundry.retrieval.embed import load_index, read_card
+from ctfoundry.retrieval.cards import held_levels, how_they_differ, read_card, same_model
+from ctfoundry.retrieval.embed import load_index
 from ctfoundry.retrieval.search import how_to_look
 from ctfoundry.retrieval.search_confidence import load as load_calibration
+from ctfoundry.retrieval.search_maps import grid_looking
 from ctfoundry.retrieval.sources import resolve
 from ctfoundry.serve.library import Library, private_paths
 from ctfoundry.serve.uploads import STANDARD, Limits
@@ -54,6 +55,9 @@ def engine(
     looking = how_to_look(encoder, method="dense", levels=levels)
     for name in looking.levels:
         encoder.level(name)
+    held = held_levels(card)
+    if held and set(looking.levels) <= set(held):
+        looking = grid_looking(folder, encoder, looking.levels)
     # nothing embedded yet: the page says so, and files can be opened on it
     index = load_index(folder) if any((folder / "parts").glob("*.safetensors")) else None
     given = resolve(scans) if scans else None
@@ -75,6 +79,7 @@ def engine(
         kept,
         looking,
         folder,
+        held,
         card["settings"]["vectors"][0],
         load_calibration(calibration, encoder.card, looking),
     )
@@ -84,21 +89,26 @@ def engine(
 
 
 def how_searched(engine: Engine) -> str:
-    """Whether a search needs passes of the network or uses maps of the disk, and how that is changed. Maps hold one level: what is
-    found with them may be coarser, so they are used only when asked for."""
-    count, stored, level = (
-        len(dict.fromkeys(engine.index.ids)) if engine.index else 0,
-        engine.stored,
-        engine.encoder.card.level,
-    )
+    """Whether a search needs passes of the network or uses maps of the disk, and how that is changed."""
+    count = len(dict.fromkeys(engine.index.ids)) if engine.index else 0
+    stored, looked, held = engine.stored, ", ".join(engine.looking.levels), ", ".join(engine.held)
+    if engine.uses_stored and stored:
+        others = (
+            f" of {stored} scans; the other {count - stored} pass through the network once" if stored < count else ""
+        )
+        precision = engine.looking.precision
+        return (
+            f"searches use the stored maps ({looked})"
+            + ("" if precision == "fp32" else f", made in {precision}")
+            + others
+        )
     a_pass = "the first search passes each scan through the network once"
-    if not engine.uses_stored:
-        made = f"maps of {stored} of {count} scans are stored" if stored else "with `embed --grids` maps are stored"
-        return f"{a_pass}; {made}, and --levels {level} uses them: at once, from that level alone, which may be coarser"
-    if not stored:
-        return f"{a_pass}; `embed --grids` stores maps of level {level}, and searches use them"
-    others = "" if stored >= count else f" of {stored} scans; the other {count - stored} pass through the network once"
-    return f"searches use the stored maps ({level}){others}"
+    if not engine.held or engine.uses_stored:
+        return f"{a_pass}; maps stored by `embed --grids` would save that"
+    return (
+        f"{a_pass}: the maps stored are of {held}, and it takes {looked}; --levels {held.replace(', ', ',')} searches in what is "
+        "stored, with other answers; `embed --grids` into another folder stores all"
+    )
 
 
 def listening(host: str, port: int) -> socket.socket:

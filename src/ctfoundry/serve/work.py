@@ -18,6 +18,7 @@ from ctfoundry.encoder import Encoder, FeatureMap
 from ctfoundry.errors import CTFoundryError, UsageError
 from ctfoundry.explain import pca
 from ctfoundry.memory import Memory
+from ctfoundry.retrieval import grids
 from ctfoundry.retrieval.index import Index
 from ctfoundry.retrieval.search import Query, Seen
 from ctfoundry.retrieval.search_confidence import Calibration
@@ -54,7 +55,7 @@ class Engine:
     ----------
     index : None while nothing is embedded.
     looking : how scans are searched; its levels are those of the maps.
-    folder : of the embeddings; its maps are used where `looking` is the one level that they hold.
+    folder : of the embeddings, and `held` the levels of the maps that it stores: they are used where they are all that is looked at.
     vector : the name of the vectors in the index.
     calibration : what turns the evidence for an answer into a confidence, where there is one for this model.
     """
@@ -65,19 +66,19 @@ class Engine:
     memory: Memory
     looking: Looking
     folder: Path
+    held: tuple[str, ...] = ()
     vector: str = "mean"
     calibration: Calibration | None = None
 
     @property
     def uses_stored(self) -> bool:
-        """Whether maps of `embed --grids` are what is searched: they hold one level."""
-        return self.looking.levels == (self.encoder.card.level,)
+        """Whether the maps of `embed --grids` are what is searched."""
+        return bool(self.held) and set(self.looking.levels) <= set(self.held)
 
     @cached_property
     def stored(self) -> int:
         """How many scans of the index have a map on the disk."""
-        maps = {path.stem for path in (self.folder / "grids").glob("*.safetensors")}
-        return sum(self.library.is_indexed(id) for id in maps)
+        return sum(self.library.is_indexed(id) for id in grids.ids(self.folder))
 
     # Maps ---------------------------------------------------------------------------------------------------------------
 
@@ -86,8 +87,8 @@ class Engine:
 
         def make() -> tuple[FeatureMap, int]:
             on_disk = self.uses_stored and self.library.is_indexed(id)
-            if on_disk and (self.folder / "grids" / f"{id}.safetensors").is_file():
-                found = grid_scene(self.folder, id, self.encoder).feature
+            if on_disk and not grids.lacking(self.folder, id, self.looking.levels, self.library.content(id)):
+                found = grid_scene(self.folder, id, self.encoder, self.looking).feature
             else:
                 found = scene(self.encoder, self.library.scan(id).volume, self.looking).feature
             assert found is not None  # the dense way has one
