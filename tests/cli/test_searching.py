@@ -10,7 +10,8 @@ import pytest
 
 import worlds
 from ctfoundry import io, zoo
-from ctfoundry.cli.search import _otherwise
+from ctfoundry.cli.evaluate_search import _otherwise
+from ctfoundry.encoder import Encoder
 from ctfoundry.errors import UsageError
 from ctfoundry.retrieval.search_maps import Looking, default_levels
 from ctfoundry.volume import Volume
@@ -34,7 +35,7 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_box_several_places_and_maps_from_disk(data, tmp_path, command):
+def test_a_box_several_places_and_maps_from_disk(data, tmp_path, command, monkeypatch):
     model, query = data / "model.safetensors", data / "scans" / "case0" / "ct.nii.gz"
     x, y, z = io.read(query).world([12, 24, 24]).tolist()
     box = f"{x - 8},{y - 8},{z - 8},{x + 8},{y + 8},{z + 8}"
@@ -46,14 +47,36 @@ def test_a_box_several_places_and_maps_from_disk(data, tmp_path, command):
     assert (found["calibrated"], hit["confidence"], hit["present"]) == (False, None, None)
 
     index = tmp_path / "index"
-    result("embed", data / "scans", "--model", model, "--grids", "-o", index)
-    ours = result(
-        "search", "--model", model, "--query", query, "--box", box, "--target", target, "--index", index
-    )["hits"][0]  # fmt: skip
-    passed = result(
-        "search", "--model", model, "--query", query, "--box", box, "--target", target, "--levels", "stage4"
-    )["hits"][0]  # fmt: skip
-    np.testing.assert_allclose(ours["similarity"], passed["similarity"], atol=0.02)
+    done = command("embed", query.parent, target.parent, "--model", model, "--grids", "-o", index)
+    assert done["maps"] == {
+        "levels": list(default_levels(worlds.tiny())),
+        "scans": 2,
+        "bytes": sum(p.stat().st_size for p in (index / "grids").iterdir()),
+    }
+    assert command("embeddings", "show", index)["maps"] == done["maps"]
+    asked = ("search", "--model", model, "--query", query, "--box", box, "--target", target, "--places", 3)
+    with monkeypatch.context() as patched:
+        patched.setattr(Encoder, "__call__", None)  # a pass would be an error
+        ours = command(*asked, "--index", index)
+    assert ours["without_map"] == {}
+    for one, other in zip(ours["hits"][0]["places"], hit["places"], strict=True):
+        np.testing.assert_allclose(one["point"], other["point"], atol=0.5)
+        np.testing.assert_allclose(one["similarity"], other["similarity"], atol=5e-3)
+    # a scan that is not in the index is passed through the network, for the same answer again
+    stranger = data / "scans" / "case2" / "ct.nii.gz"
+    for more, turned in ((("--target", stranger), ()), ((), ("--query", stranger))):
+        fresh, of_index = (command(*asked, *more, *turned, *option) for option in ((), ("--index", index)))
+        assert len(of_index["without_map"]) == 1
+        for one, other in zip(of_index["hits"], fresh["hits"], strict=True):
+            np.testing.assert_allclose(one["point"], other["point"], atol=0.5)
+    for options, code, said in (
+        (("--shifts", "1x2x2"), 2, "are of one pass over each scan"),
+        (("--within", "8x16x16"), 2, "are of one pass over each scan"),
+        (("--method", "windows"), 2, "are of one pass over each scan"),
+        (("--levels", "stage1,stage2"), 1, "stores maps of stage2, stage3, stage4; the search also takes stage1"),
+    ):
+        refused = command(*asked, "--index", index, *options, fails=True)
+        assert (refused[0], said in refused[1]) == (code, True), refused
     asked = ("search", "--model", model, "--query", query, "--box", box, "--target", target, "--patch", "8")
     refused = command(*asked, fails=True)
     assert (refused[0], "has no patch size to choose" in refused[1]) == (2, True), "another family has none"
@@ -96,8 +119,8 @@ def test_a_patch_is_that_of_the_index(data, tmp_path, command):
     asked = ("search", *flexict, "--query", query, "--point", point, "--target", target)
     of_index = (*asked, "--index", tmp_path / "index")
     ours = command(*of_index, "--patch", "6x16x16")["hits"][0]
-    passed = command(*asked, "--levels", "block3", "--patch", "6x16x16")["hits"][0]
-    other = command(*asked, "--levels", "block3", "--patch", "12x24x24")["hits"][0]
+    passed = command(*asked, "--patch", "6x16x16")["hits"][0]
+    other = command(*asked, "--patch", "12x24x24")["hits"][0]
     np.testing.assert_allclose(ours["point"], passed["point"], atol=0.5)
     np.testing.assert_allclose(ours["similarity"], passed["similarity"], atol=0.02)
     assert other["point"] != passed["point"]

@@ -53,6 +53,7 @@ VERBS = (
     "explain_saliency",
     "explain_stability",
     "evaluate",
+    "evaluate_search",
     "serving",
     "bench",
     "doctor",

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ctfoundry.cli.common import Device, Seed, finish, print_table, say, show, verb
-from ctfoundry.cli.evaluate import evaluate_app
 
 if TYPE_CHECKING:
-    from ctfoundry.encoder import Encoder
     from ctfoundry.report.page import Card
-    from ctfoundry.retrieval.search_maps import Looking
+    from ctfoundry.retrieval.embed import Scan
+    from ctfoundry.retrieval.search_maps import Scene
 
 Model = Annotated[str, typer.Option(help="name of the zoo, run folder or .safetensors")]
 Weights = Annotated[str | None, typer.Option(help="for a name of the zoo: a .safetensors file, or 'random'")]
@@ -50,7 +49,9 @@ def search(
     within: Annotated[
         str | None, typer.Option(help="for dense: DxHxW voxels a pass, for scans too large for one pass")
     ] = None,
-    index: Annotated[Path | None, typer.Option(help="folder of embed --grids: its maps in place of passes")] = None,
+    index: Annotated[
+        Path | None, typer.Option(help="folder of embed --grids: its maps in place of passes, for the same answers")
+    ] = None,
     patch: Patch = None,
     device: Device = "auto",
     seed: Seed = 0,
@@ -61,10 +62,10 @@ def search(
     from ctfoundry.infer.passes import Extent
     from ctfoundry.record import Record
     from ctfoundry.report import page
-    from ctfoundry.retrieval import pages, search_confidence
+    from ctfoundry.retrieval import grids, pages, search_confidence
     from ctfoundry.retrieval.embed import ModelOf
     from ctfoundry.retrieval.search import Seen, how_to_look
-    from ctfoundry.retrieval.search_maps import grid_looking, grid_scene
+    from ctfoundry.retrieval.search_maps import grid_looking, grid_scene, scene
     from ctfoundry.retrieval.sources import a_scan, resolve
 
     if (point is None) is (box is None):
@@ -78,21 +79,25 @@ def search(
     )
     place = None if point is None else _numbers(point, 3)
     corners = None if box is None else _numbers(box, 6)
+    named = levels.split(",") if levels else None
     if index is None:
         looking = how_to_look(
             encoder,
             method=method,
             window=triple(window),
-            levels=levels.split(",") if levels else None,
+            levels=named,
             overlap=overlap,
             shifts=triple(shifts),
             whiten=not plain,
             extent=Extent("windows", triple(within), 0.25) if within else None,
         )
-    elif method == "dense" and levels is None and shifts == "1x1x1" and within is None:
-        looking = grid_looking(index, encoder, whiten=not plain)
+    elif method == "dense" and shifts == "1x1x1" and within is None:
+        looking = grid_looking(index, encoder, named, whiten=not plain)
     else:
-        raise UsageError("--index takes its maps as they are", do="leave --method, --levels, --shifts and --within out")
+        raise UsageError(
+            "the maps of --index are of one pass over each scan",
+            do="leave --method, --shifts and --within out, or --index",
+        )
     source = resolve([query]).one(query)
     targets = resolve(target)
     beside = search_confidence.place_of(model)
@@ -101,13 +106,19 @@ def search(
         stale = beside is not None and beside.is_file()
         why = f" ({beside.name} was made for other weights or another way to look)" if stale and beside else ""
         say(f"uncalibrated{why}: similarity is no probability (`ctfoundry evaluate search --calibrate` makes it one)")
-    seen = Seen.of(
-        encoder,
-        a_scan(source, query),
-        looking,
-        seen=None if index is None else grid_scene(index, source.id, encoder),
-        calibration=calibration,
-    )
+    without_map: dict[str, str] = {}
+
+    def stored(scan: Scan) -> Scene | None:
+        """What the index knows of a scan; None where the scan itself has to be looked at."""
+        if index is None:
+            return None
+        why = grids.lacking(index, scan.id, looking.levels, scan.digest)
+        if why:
+            without_map[scan.id] = why
+            return None
+        return grid_scene(index, scan.id, encoder, looking)
+
+    seen = Seen.of(encoder, a_scan(source, query), looking, seen=stored(source), calibration=calibration)
     sought = seen.query(place, None if corners is None else (corners[:3], corners[3:]))
     record.inputs = {scan.id: scan.digest for scan in (source, *(found.scan for found in targets.scans))}
     hits: list[dict[str, Any]] = []
@@ -116,13 +127,14 @@ def search(
     failed = dict(targets.failed)
     for number, found in enumerate(targets.scans, 1):
         try:
-            volume = found.scan.read() if index is None or out is not None else None
-            if index is None:
+            there = stored(found.scan)
+            volume = found.scan.read() if there is None or out is not None else None
+            if there is None:
                 assert volume is not None
-                hit = sought.find(volume, places=places, heatmap=out is not None)
-            else:
-                there = grid_scene(index, found.scan.id, encoder)
-                hit = sought.find_in(there, places=places, grid=None if volume is None else volume.grid)
+                there = scene(encoder, volume, looking)
+            hit = sought.find_in(
+                there, places=places, grid=volume.grid if volume is not None and out is not None else None
+            )
         except CTFoundryError as error:
             failed[found.scan.id] = error.what
             continue
@@ -141,6 +153,8 @@ def search(
             io.write(hit.heatmap, out / written[-1])
             cards = pages.best([*cards, (hit.similarity, pages.hit_card(found.scan.id, volume, hit))])
         say(f"searched {number} of {len(targets.scans)}: {found.scan.id}")
+    if without_map:
+        say(f"{len(without_map)} passed through the network instead: {next(iter(without_map.values()))}")
     if out is not None:
         asked = (source.id, seen.volume, sought.point, "the middle of the box" if point is None else "the point")
         made = pages.search_page(asked, cards, len(hits), encoder.card.name, calibrated=calibration is not None)
@@ -149,7 +163,7 @@ def search(
         record.write(out, [*written, "search.html"])
     columns = ("target", "place", "x", "y", "z", "similarity", "confidence")
     show(
-        {"hits": hits, "failed": failed, "calibrated": calibration is not None},
+        {"hits": hits, "failed": failed, "calibrated": calibration is not None, "without_map": without_map},
         lambda: print_table(columns, _rows(hits)) if hits else None,
     )
     finish(failed, len(hits), targets.paths)
@@ -164,131 +178,6 @@ def _rows(hits: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
             at = (f"{v:.1f}" for v in place["point"])
             rows.append((hit["target"], rank, *at, place["similarity"], said if rank == 1 else ""))
     return rows
-
-
-@verb(evaluate_app, "search")
-def evaluate_search(
-    model: Annotated[str, typer.Argument(help="name of the zoo, run folder or .safetensors")],
-    weights: Weights = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="folder for search.json and report.html")] = None,
-    data: Annotated[Path | None, typer.Option(help="labelled scans: one folder a scan; default: phantoms")] = None,
-    phantoms: Annotated[int, typer.Option(help="phantoms to make", min=2)] = 16,
-    calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="fit confidence on these scans and store it beside the model")
-    ] = False,
-    structure: Annotated[list[str] | None, typer.Option(help="only these; may be repeated")] = None,
-    protocol: Annotated[str, typer.Option(help="ct-fm: as published (fixed source, heart, windows at 1 mm)")] = "",
-    method: Method = "dense",
-    window: Window = "16x64x64",
-    overlap: Overlap = 0.625,
-    levels: Levels = None,
-    shifts: Shifts = "1x1x1",
-    plain: Plain = False,
-    beside: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="another way to look, measured beside: windows=DxHxW, plain, shifts=DxHxW ... with commas; repeatable"
-        ),
-    ] = None,
-    patch: Patch = None,
-    device: Device = "auto",
-    seed: Seed = 0,
-) -> None:
-    """How far a search's answers lie from the truth, beside random weights, HU, position and the best possible cell."""
-    from ctfoundry.adapt.probe import random_twin
-    from ctfoundry.errors import UsageError
-    from ctfoundry.evaluate import search as measured
-    from ctfoundry.evaluate.search_report import report, tables
-    from ctfoundry.record import Record
-    from ctfoundry.retrieval import search_confidence
-    from ctfoundry.retrieval.embed import ModelOf
-    from ctfoundry.retrieval.search import how_to_look
-
-    if protocol not in ("", "ct-fm"):
-        raise UsageError(f"no protocol is called {protocol!r}; known: ct-fm")
-    if protocol and (calibrate or structure or beside):
-        raise UsageError("the published protocol has its own structure and way to look, and no calibration")
-    place = search_confidence.place_of(model)
-    if calibrate and place is None:
-        raise UsageError(
-            "a calibration stands beside a model's file", where=model, do="give a run folder or a .safetensors"
-        )
-    if out is not None and place is not None and (out / "search.json").resolve() == place.resolve():
-        raise UsageError("the calibration stands there as search.json", where=out, do="give another folder as --out")
-    encoder = ModelOf(model, weights, device, seed, patch_size(patch)).load()
-    random = random_twin(encoder, seed) if encoder.card.weights == "trained" else None
-    record = Record(
-        ["evaluate", "search", encoder.card.name, *([protocol] if protocol else [])],
-        {"seed": seed},
-        str(encoder.device),
-    )
-    looking = how_to_look(
-        encoder,
-        method=method,
-        window=triple(window),
-        levels=levels.split(",") if levels else None,
-        overlap=overlap,
-        shifts=triple(shifts),
-        whiten=not plain,
-    )
-    cases = measured.labelled_cases(data) if data else measured.phantom_cases(phantoms, seed, say=say)
-    made_from = {"data": "labelled scans" if data else "phantoms", "scans": len(cases), "seed": seed}
-    if protocol:
-        result = measured.published(encoder, random, cases, say=say)
-    else:
-        others = {text: _otherwise(text, looking, encoder) for text in beside or ()}
-        methods = measured.ways(encoder, random, looking, others)
-        if calibrate:  # nothing is compared, and the old calibration does not matter
-            methods = {name: methods[name] for name in list(methods)[:1]}
-        old = None if calibrate else search_confidence.load(place, encoder.card, looking)
-        result = measured.measure(
-            methods, cases, structure or (), seed=seed, calibration=old, made_from=made_from, say=say
-        )
-    if calibrate:
-        assert place is not None
-        search_confidence.save(measured.calibration_of(result, encoder.card, looking, made_from), place)
-        say(f"calibrated on {len(cases)} scans; measure it on others: another --seed")
-    if out is not None:
-        files = report(result, cases, out)
-        record.results = result.data()
-        record.write(out, files)
-
-    def shown() -> None:
-        for table in tables(result):
-            print_table(table.headers, table.rows, table.caption)
-
-    show(result.data(), shown)
-
-
-def _otherwise(text: str, first: Looking, encoder: Encoder) -> Looking:
-    """The first way to look with the changes of `text`, such as ``windows=8x32x32,plain``."""
-    from dataclasses import replace
-
-    from ctfoundry.errors import UsageError
-    from ctfoundry.retrieval.search_maps import default_levels
-
-    looking = first
-    for part in text.split(","):
-        name, _, value = part.strip().partition("=")
-        if name in ("plain", "whitened") and not value:
-            looking = replace(looking, whiten=name == "whitened")
-        elif name == "windows":
-            looking = replace(looking, window=triple(value), levels=(), shifts=(1, 1, 1))
-        elif name == "dense" and not value:
-            looking = replace(looking, window=None, levels=default_levels(encoder))
-        elif name == "levels":
-            looking = replace(looking, window=None, levels=tuple(encoder.level(n).name for n in value.split("+")))
-        elif name == "shifts":
-            if looking.window is not None:
-                raise UsageError("windows have no shifts", where="--beside", do="give dense,shifts=DxHxW, or --overlap")
-            looking = replace(looking, shifts=triple(value))
-        else:
-            raise UsageError(
-                f"{part!r} is no way to look",
-                where="--beside",
-                do="give windows=DxHxW, dense, levels=A+B, shifts=DxHxW, plain or whitened, with commas between",
-            )
-    return looking
 
 
 def triple(text: str) -> tuple[int, int, int]:

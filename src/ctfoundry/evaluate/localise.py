@@ -43,18 +43,23 @@ class Case:
     labels: Volume | None = None
 
     def inside(self, name: str, points: geometry.Points) -> Float64[np.ndarray, "n"] | None:
-        """1 where a point (n, 3) lies in a voxel of the structure, else 0; None without labels of that name.
+        """1 where a point (n, 3) lies in a voxel of the structure, else 0; None without labels of that name."""
+        return None if self.labels is None else inside(self.labels, name, points)
 
-        A look-up of the voxel that holds the point. (The reference's containment rate accepts nearly every point: 7.5.)
-        """
-        ids = [] if self.labels is None else [i for i, n in (self.labels.names or {}).items() if n.lower() == name]
-        if self.labels is None or not ids:
-            return None
-        index = np.rint(geometry.to_index(self.labels.affine, points)).astype(np.int64)
-        held = ((index >= 0) & (index < self.labels.shape)).all(1)
-        found = np.zeros(len(index))
-        found[held] = np.isin(self.labels.voxels[tuple(index[held].T)], ids)
-        return found
+
+def inside(labels: Volume, name: str, points: geometry.Points) -> Float64[np.ndarray, "n"] | None:
+    """1 where a point (n, 3) lies in a voxel of the structure (in lower case), else 0; None without labels of that name.
+
+    A look-up of the voxel that holds the point. (The reference's containment rate accepts nearly every point: 7.5.)
+    """
+    ids = [i for i, n in (labels.names or {}).items() if n.lower() == name]
+    if not ids:
+        return None
+    index = np.rint(geometry.to_index(labels.affine, points)).astype(np.int64)
+    held = ((index >= 0) & (index < labels.shape)).all(1)
+    found = np.zeros(len(index))
+    found[held] = np.isin(labels.voxels[tuple(index[held].T)], ids)
+    return found
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ctfoundry import files
-from ctfoundry.evaluate.localise import Case
-from ctfoundry.evaluate.search import BEST_CELL, Answer, Result
+from ctfoundry.evaluate.search import Result
+from ctfoundry.evaluate.search_cases import Known
+from ctfoundry.evaluate.search_summary import Answer
+from ctfoundry.evaluate.search_walk import BEST_CELL
 from ctfoundry.report.page import Callout, Card, Cards, Heading, Page, Prose, Section, Table, write
 from ctfoundry.report.planes import Mark, three_planes
 
@@ -45,7 +46,8 @@ def tables(result: Result) -> list[Table]:
             ],
             rows,
             "lrrrrrrr",
-            "Searches between patients, all pairs and structures; 95 % two-way over patients; seconds to look at one scan",
+            "Searches between patients, all pairs and structures; 95 % two-way over patients; seconds to look at one scan"
+            + (f": median of {max(s.looked.values())}" if s.looked else ""),
             marked=(0,),
         )
     ]
@@ -95,7 +97,7 @@ def _number(value: float | None) -> str | None:
     return None if value is None else f"{value:.3f}"
 
 
-def report(result: Result, cases: Sequence[Case], out: Path) -> list[str]:
+def report(result: Result, out: Path) -> list[str]:
     """Write ``search.json`` and ``report.html`` into `out`; returns their names."""
     out.mkdir(parents=True, exist_ok=True)
     files.write_json(out / "search.json", result.data())
@@ -105,7 +107,7 @@ def report(result: Result, cases: Sequence[Case], out: Path) -> list[str]:
             f"{result.summary.errors[first].values} searches for structures that both scans hold whole, {result.summary.absent} for "
             f"structures that the target does not hold. `{BEST_CELL}` is what the grid of cells allows at all."
         ),
-        *(Callout(note) for note in result.notes),
+        *(Callout(note) for note in (*result.notes, *_left_out(result))),
         Heading("Numbers"),
         *tables(result),
         Heading("Hits and misses"),
@@ -114,7 +116,7 @@ def report(result: Result, cases: Sequence[Case], out: Path) -> list[str]:
             "true place, an orange one the answer; planes pass through the answer."
         ),
     ]
-    known = {case.id: case for case in cases}
+    known = {scan.id: scan for scan in result.scans}
     ranked = sorted(
         (a for a in result.answers if a.method == first and a.error is not None), key=lambda a: a.error or 0.0
     )
@@ -124,16 +126,28 @@ def report(result: Result, cases: Sequence[Case], out: Path) -> list[str]:
     return ["search.json", "report.html"]
 
 
-def _cards(answer: Answer, cases: dict[str, Case], right_mm: float) -> list[Card]:
-    query, target = cases[answer.query], cases[answer.target]
+def _left_out(result: Result) -> list[str]:
+    count = len(result.failed)
+    return (
+        [f"{count} of {count + len(result.scans)} scans could not be used: {', '.join(sorted(result.failed))}."]
+        if count
+        else []
+    )
+
+
+def _cards(answer: Answer, scans: dict[str, Known], right_mm: float) -> list[Card]:
+    query, target = scans[answer.query], scans[answer.target]
     asked, truth = query.landmarks[answer.structure], target.landmarks[answer.structure]
     good = answer.error is not None and answer.error <= right_mm
     facts = {"error": f"{answer.error:.0f} mm", "patient": target.patient}
     if answer.evidence is not None:
         facts["similarity"] = f"{answer.evidence.similarity:.2f}"
-    left = three_planes(query.volume, point=asked, height=180, marks=[Mark(asked, "#4cc3ff")])
+    left = three_planes(query.scan.image(), point=asked, height=180, marks=[Mark(asked, "#4cc3ff")])
     right = three_planes(
-        target.volume, point=answer.point, height=180, marks=[Mark(truth, "#3fbf5f"), Mark(answer.point, "#ff9a3c")]
+        target.scan.image(),
+        point=answer.point,
+        height=180,
+        marks=[Mark(truth, "#3fbf5f"), Mark(answer.point, "#ff9a3c")],
     )
     name = answer.structure.replace("_", " ")
     return [

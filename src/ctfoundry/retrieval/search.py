@@ -76,7 +76,7 @@ class Seen:
     """One scan as an encoder sees it, from which places can be looked for: `Seen.of(...).query(point)`."""
 
     encoder: Encoder
-    volume: Volume
+    given: Volume | None
     looking: Looking
     scene: Scene
     likeness: Likeness
@@ -87,16 +87,24 @@ class Seen:
     def of(
         cls,
         encoder: Encoder,
-        volume: Volume,
+        volume: Volume | None,
         looking: Looking,
         *,
         seen: Scene | None = None,
         calibration: Calibration | None = None,
     ) -> Seen:
-        """Look at a scan, or take what was `seen` of it before."""
-        seen = seen or scene(encoder, volume, looking)
+        """Look at a scan, or take what was `seen` of it before (then the scan may be left out by who asks for no new place)."""
+        if seen is None:
+            assert volume is not None
+            seen = scene(encoder, volume, looking)
         likeness = Likeness.whitened(seen.rows, seen.widths) if looking.whiten else Likeness(seen.widths)
         return cls(encoder, volume, looking, seen, likeness, likeness(seen.rows), calibration)
+
+    @property
+    def volume(self) -> Volume:
+        """The scan."""
+        assert self.given is not None, "only what was seen of the scan was given"
+        return self.given
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -109,6 +117,13 @@ class Seen:
             return self.scene.feature.holds(point)
         return _holds(self.prepared, geometry.to_index(self.prepared.affine, point))
 
+    def feature(self, point: Sequence[float]) -> Float[Tensor, "c"]:
+        """The raw feature of a world point; raises UsageError for places outside."""
+        if self.looking.window is not None:
+            return window_at(self.encoder, self.prepared, point, self.looking.window, self.looking.precision)
+        assert self.scene.feature is not None
+        return query_vector(self.scene.feature, point)
+
     def query(self, point: Sequence[float] | None = None, box: Box | None = None) -> Query:
         """The query for a world point, or for a box given by two opposite corners (mm); raises UsageError for places outside."""
         if (point is None) is (box is None):
@@ -117,13 +132,9 @@ class Seen:
             low, high = np.minimum(*map(np.asarray, box)), np.maximum(*map(np.asarray, box))
             point = [float(v) for v in (low + high) / 2]
         assert point is not None
-        if self.looking.window is not None:
-            vector = window_at(self.encoder, self.prepared, point, self.looking.window, self.looking.precision)
-        else:
-            assert self.scene.feature is not None
-            vector = query_vector(self.scene.feature, point)  # a box outside the scan is refused by its middle
-            if box is not None:
-                vector = self.scene.feature.sample(_points(self.scene, low, high)).mean(0)
+        vector = self.feature(point)  # a box outside the scan is refused by its middle
+        if box is not None and self.scene.feature is not None:
+            vector = self.scene.feature.sample(_points(self.scene, low, high)).mean(0)
         x, y, z = (float(v) for v in point)
         return Query(self, self.likeness(vector[None])[0], (x, y, z))
 

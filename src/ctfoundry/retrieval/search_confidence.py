@@ -18,6 +18,7 @@ import numpy as np
 from ctfoundry import files
 from ctfoundry.encoder import Card
 from ctfoundry.errors import SettingsError, StoreError
+from ctfoundry.retrieval.cards import with_one_patch
 from ctfoundry.retrieval.search_maps import Looking
 from ctfoundry.settings import from_data, to_data
 
@@ -121,8 +122,8 @@ class Calibration:
         return Judged(float(self.right(row)[0]), presence, presence >= self.threshold)
 
     def fits(self, card: Card, looking: Looking) -> bool:
-        """Whether it was made for this model, looking this way."""
-        return self.model == model_of(card) and self.looking == looking
+        """Whether it was made for this model, looking this way, however either is written down."""
+        return with_one_patch(self.model) == with_one_patch(model_of(card)) and self.looking == looking
 
 
 def calibrate(
