@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import duckdb
+import h5py
 import numpy as np
 import pytest
 
 import worlds
 from ctfoundry import io, zoo
-from ctfoundry.retrieval.cards import read_card
-from ctfoundry.retrieval.embed import load_index
+from ctfoundry.retrieval.cards import Settings, read_card
+from ctfoundry.retrieval.embed import Scan, embed, load_index
 from ctfoundry.retrieval.sources import resolve
 from ctfoundry.volume import Volume
 
@@ -107,7 +110,7 @@ def test_what_a_stranger_gets_wrong_is_named(data, tmp_path, command, monkeypatc
     assert f"{COUNT} x label map" in said("embed", data / "masks", "--model", model, "-o", tmp_path / "no")
     (tmp_path / "t.csv").write_text("id;age\n" + "".join(f"{id};50\n" for id in ids))
     asked = ("retrieve", "--index", out, "--query", ids[0], "--table", tmp_path / "t.csv", "--where")
-    assert "columns: id, age" in said(*asked, "alter > 5")
+    assert "columns: id (varchar), age (bigint)" in said(*asked, "alter > 5")
     assert command(*asked, "age > 60")["neighbours"] == []
 
     # a scan and its labels in one folder, which is how single scans are passed on
@@ -138,3 +141,41 @@ def test_slices_of_a_vit_with_another_patch_and_two_indices_fused(data, tmp_path
     expected = {id: sum(1 / (60 + rank[id]) for rank in ranks) for id in ranks[0]}
     assert {n["id"]: n["score"] for n in fused} == pytest.approx(expected)
     assert [n["score"] for n in fused] == sorted(expected.values(), reverse=True)
+
+
+WITHOUT_TORCH = """
+import sys
+from ctfoundry import cli
+out, second = sys.argv[1:]
+for asked in (["show", out], ["export", out, "csv"], ["merge", out, second], ["remove", second, "scan-0"], ["compact", second]):
+    sys.argv = ["ctfoundry", "embeddings", *asked]
+    try:
+        cli.main()
+    except SystemExit as ended:
+        assert not ended.code, asked
+assert "torch" not in sys.modules
+"""
+
+
+def test_commands_about_folders_start_without_torch(tmp_path):
+    embed([Scan("scan-0", "d", worlds.body)], worlds.tiny(), tmp_path / "emb", Settings(grids=True))
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, tmp_path / "emb", tmp_path / "both"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_maps_for_the_challenge_are_those_of_the_models_level(data, tmp_path, command):
+    scan = data / "scans" / "Doe Jane 0.nii.gz"
+    made = command(
+        "embed", scan, "--model", data / "model.safetensors", "-o", tmp_path, "--grids", "--layout", "cvpr26"
+    )
+    (place,) = (tmp_path / "cvpr26-maps").iterdir()
+    with h5py.File(place) as file:
+        found = file["y_hat"][()]
+    np.testing.assert_allclose(found, worlds.tiny()(io.read(scan)).grid.data, atol=1e-3, rtol=1e-3)
+    assert made["maps"]["levels"] == ["stage2", "stage3", "stage4"]
+    refused = command(
+        "embed", scan, "--model", data / "model.safetensors", "-o", tmp_path / "b", "--levels", "stage4", fails=True
+    )
+    assert (refused[0], "give --grids too" in refused[1]) == (2, True)
