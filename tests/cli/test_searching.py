@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,35 @@ def test_a_way_beside_is_another_one_or_refused():
     found = _otherwise("dense,shifts=1x2x2", first, encoder)
     assert (found.window, found.shifts, found.levels) == (None, (1, 2, 2), default_levels(encoder))
     assert _otherwise("windows=8x16x16", found, encoder) == first
+
+
+def test_a_bad_scan_is_named_and_the_others_are_measured(data, tmp_path, command, monkeypatch):
+    """Exit 3, the reason and the place on stderr alone; a run that was stopped before the page is written goes on."""
+    scans, asked = tmp_path / "scans", ("evaluate", "search", data / "model.safetensors", "--levels", "stage2")
+    shutil.copytree(data / "scans", scans)
+    (scans / "case1" / "labels.nii.gz").unlink()
+    (scans / "case2" / "ct.nii.gz").write_bytes((scans / "case2" / "ct.nii.gz").read_bytes()[:2000])
+    out = tmp_path / "out"
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ctfoundry.evaluate.search_report.report", stop)
+        assert command(*asked, "--data", scans, "-o", out, fails=True)[0] == 130
+    assert {p.name for p in out.iterdir()} == {".unfinished"}
+    with monkeypatch.context() as patch:
+        patch.setattr("ctfoundry.evaluate.search_walk.scene", stop)  # what was seen is not looked at again
+        code, said = command(*asked, "--data", scans, "-o", out, fails=True)
+    assert code == 3
+    assert f"failed: P02 ({scans / 'case1'}): holds 1 CTs and 0 label maps" in said
+    assert f"failed: P03 ({scans / 'case2'})" in said
+    assert {p.name for p in out.iterdir()} == {"search.json", "report.html", "run.json"}
+    measured = json.loads((out / "search.json").read_text())
+    assert (measured["failed"], measured["made_from"]["scans"]) == (["P02", "P03"], 2)
+    assert measured["seconds_from_scans"]["tiny"] == 2
+    assert "2 of 4 scans could not be used: P02, P03." in (out / "report.html").read_text()
+    assert not any(str(scans) in p.read_text() for p in out.iterdir())
+    shutil.rmtree(scans / "case3")
+    code, said = command(*asked, "--data", scans, fails=True)
+    assert (code, "1 labelled scans: two are needed" in said, "P02: holds 1 CTs" in said) == (2, True, True)

@@ -15,8 +15,11 @@ import worlds
 from ctfoundry import identity, io, zoo
 from ctfoundry.errors import StoreError, UsageError
 from ctfoundry.memory import Memory
-from ctfoundry.retrieval.embed import Settings, embed
+from ctfoundry.retrieval import grids
+from ctfoundry.retrieval.cards import Settings
+from ctfoundry.retrieval.embed import embed
 from ctfoundry.retrieval.search import dense_map, find
+from ctfoundry.retrieval.search_maps import Looking, default_levels
 from ctfoundry.retrieval.sources import resolve
 from ctfoundry.serve import jobs, opening, picture
 from serve.conftest import build
@@ -234,36 +237,67 @@ def test_a_scan_whose_file_is_gone_or_another_one_is_unavailable(tmp_path, serve
     assert engine.library.available(small.names[2])
 
 
-def test_it_is_said_whether_stored_maps_are_used_and_they_are_used_only_when_asked_for(tmp_path, serve):
-    small = build(tmp_path, worlds.tiny(), count=3)
-    found, level = [s.scan for s in resolve([str(f) for f in small.files]).scans], worlds.tiny().card.level
-    said = []
-    assert opening.engine(small.folder, worlds.tiny(), say=said.append).stored == 0
-    assert "with `embed --grids` maps are stored, and --levels stage4 uses them" in said.pop()
-    opening.engine(small.folder, worlds.tiny(), levels=(level,), say=said.append)
-    assert "passes each scan through the network once; `embed --grids` stores" in said.pop()
-
-    mapped = tmp_path / "mapped"
+def test_stored_maps_answer_as_passes_do_and_no_scan_of_the_index_is_passed(tmp_path, serve, index):
+    mapped, said = tmp_path / "mapped", []
+    found = [s.scan for s in resolve([str(f) for f in index.files[:3]]).scans]
     embed(found, worlds.tiny(), mapped, Settings(grids=True))
-    identity.write_private(mapped, {s.id: str(f) for s, f in zip(found, small.files, strict=True)})
+    identity.write_private(mapped, {s.id: str(f) for s, f in zip(found, index.files, strict=False)})
     encoder = Slow(worlds.tiny())
     encoder.gate.set()
-    passing, stored = serve(folder=mapped, encoder=encoder), serve(folder=mapped, encoder=encoder, levels=(level,))
-    point = [float(v) for v in io.read(small.files[0]).world((10, 20, 22))]
-    assert {e["type"] for e in stored.job(kind="search", scan=found[0].id, point=point)} >= {"hit", "done"}
+    stored = serve(folder=mapped, encoder=encoder, say=said.append)
+    assert said == ["searches use the stored maps (stage2, stage3, stage4)"]
+    assert stored.engine.looking == Looking(default_levels(worlds.tiny())), "what a calibration is made for"
+    volumes = [io.read(path) for path in index.files]
+    point = [float(v) for v in volumes[0].world((10, 20, 22))]
+    hits = {e["scan"]: e for e in stored.job(kind="search", scan=found[0].id, point=point) if e["type"] == "hit"}
+    assert (len(hits), encoder.seen) == (3, 0), "no pass"
+    for scan, volume in zip(found[1:], volumes[1:3], strict=True):
+        hit = find(worlds.tiny(), volumes[0], point, volume)
+        assert hits[scan.id]["similarity"] == pytest.approx(hit.similarity, abs=5e-3)
+        np.testing.assert_allclose(hits[scan.id]["point"], hit.point, atol=2.0)
+    assert stored.job(kind="colours", scan=found[0].id)[-1]["type"] == "done"
+    assert encoder.seen == 0
+    with stored.client() as client:
+        assert client.get("/api/state").json()["maps"] == {
+            "used": True, "stored": 3, "levels": ["stage2", "stage3", "stage4"]
+        }  # fmt: skip
+
+    # a scan without a map, or whose content is another one now, is passed through the network
+    grids.place(mapped, found[1].id).unlink()
+    grids.write(
+        mapped,
+        found[2].id,
+        list(worlds.tiny()(volumes[2], levels=grids.about(mapped, found[2].id).levels).maps.values()),
+        "other",
+    )
+    again = serve(folder=mapped, encoder=encoder, say=said.append, scans=[str(f) for f in index.files[:3]])
+    assert said.pop().endswith("of 2 scans; the other 1 pass through the network once")
+    again.job(kind="search", scan=found[0].id, point=point)
+    assert encoder.seen == 2
+
+
+def test_maps_of_other_levels_are_used_only_when_asked_for(tmp_path, serve, index):
+    mapped, said = tmp_path / "mapped", []
+    found = [s.scan for s in resolve([str(f) for f in index.files[:2]]).scans]
+    assert opening.engine(index.folder, worlds.tiny(), say=said.append).stored == 0
+    assert said.pop().endswith("maps stored by `embed --grids` would save that")
+    embed(found, worlds.tiny(), mapped, Settings(grids=True, levels=("stage4",)))
+    identity.write_private(mapped, {s.id: str(f) for s, f in zip(found, index.files, strict=False)})
+    encoder = Slow(worlds.tiny())
+    encoder.gate.set()
+    passing = serve(folder=mapped, encoder=encoder, say=said.append)
+    assert (
+        "the maps stored are of stage4, and it takes stage2, stage3, stage4; --levels stage4 searches in" in said.pop()
+    )
+    stored = serve(folder=mapped, encoder=encoder, levels=("stage4",), say=said.append)
+    assert said.pop() == "searches use the stored maps (stage4)"
+    point = [float(v) for v in io.read(index.files[0]).world((10, 20, 22))]
+    stored.job(kind="search", scan=found[0].id, point=point)
     assert encoder.seen == 0, "no pass"
     passing.job(kind="search", scan=found[0].id, point=point)
-    assert encoder.seen == 3, "not without being asked for"
-    with stored.client() as one, passing.client() as other:
-        assert one.get("/api/state").json()["maps"] == {"used": True, "stored": 3, "level": "stage4"}
-        assert other.get("/api/state").json()["maps"]["used"] is False
-    opening.engine(mapped, worlds.tiny(), levels=(level,), say=said.append)
-    assert said.pop() == "searches use the stored maps (stage4)"
-    opening.engine(mapped, worlds.tiny(), say=said.append)
-    assert "maps of 3 of 3 scans are stored, and --levels stage4 uses them" in said.pop()
-    (mapped / "grids" / f"{found[1].id}.safetensors").unlink()
-    opening.engine(mapped, worlds.tiny(), levels=(level,), say=said.append)
-    assert said.pop().endswith("of 2 scans; the other 1 pass through the network once")
+    assert encoder.seen == 2, "not without being asked for"
+    with passing.client() as client:
+        assert client.get("/api/state").json()["maps"] == {"used": False, "stored": 2, "levels": ["stage4"]}
 
 
 def test_an_index_of_another_model_and_a_folder_that_is_none_are_refused(index, tmp_path):
