@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import worlds
+from ctfoundry import zoo
+from ctfoundry.encoder import Encoder
 from ctfoundry.errors import StoreError, UsageError
 from ctfoundry.geometry import Grid
 from ctfoundry.keys import Key
@@ -17,6 +19,7 @@ from ctfoundry.retrieval.search import APART, find, seek
 from ctfoundry.retrieval.search_confidence import Evidence
 from ctfoundry.retrieval.search_maps import Looking, Scene, scene, with_air
 from ctfoundry.retrieval.search_peaks import Likeness, best_places, between_cells
+from ctfoundry.settings import to_data
 
 LEVELS = ("stage1", "stage2")
 
@@ -187,3 +190,17 @@ def test_confidence_is_said_where_there_is_a_calibration():
     assert hit.confidence is not None
     assert 0 <= hit.confidence <= 1
     assert hit.present is (float(made.presence([hit.evidence.values()])[0]) >= made.threshold)  # type: ignore[union-attr]
+
+
+def test_a_patch_that_is_the_models_own_is_no_other_way():
+    """`--patch 8` of a model whose patch is 8 writes [8, 8, 8] into the card."""
+    card = zoo.CARDS["flexict-tiny"]
+    encoder = Encoder.of(zoo.build(card), card)
+    own = zoo.with_patch(encoder, encoder.level(encoder.card.level).stride)
+    assert to_data(own.card)["arguments"] != to_data(encoder.card)["arguments"]
+    looking = Looking((encoder.card.level,))
+    made = confidence.calibrate(*evidence(600), encoder.card, looking, {})
+    assert made.fits(encoder.card, looking)
+    assert made.fits(own.card, looking)
+    assert confidence.calibrate(*evidence(600), own.card, looking, {}).fits(encoder.card, looking)
+    assert not made.fits(zoo.with_patch(encoder, (16, 16, 16)).card, looking)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -94,22 +94,22 @@ def evaluate_search(
         shifts=triple(shifts),
         whiten=not plain,
     )
+    others = {text: _otherwise(text, looking, encoder) for text in beside or ()}
+    methods = measured.ways(encoder, random, looking, others)
+    if calibrate:  # nothing is compared, and the old calibration does not matter
+        methods = {name: methods[name] for name in list(methods)[:1]}
+    old = None if calibrate or protocol else search_confidence.load(place, encoder.card, looking)
+    made_from = {"data": "labelled scans" if data else "phantoms", "seed": seed}
     with _unfinished(out) as parts:
         gathered = labelled_scans(data) if data else phantom_scans(phantoms, seed, parts, say=say)
-        made_from = {"data": "labelled scans" if data else "phantoms", "seed": seed}
         with closing(Bars()) as bars:
+            told: dict[str, Any] = {"parts": parts, "tell": bars, "say": say}
             if protocol:
-                result = measured.published(encoder, random, gathered, parts=parts, tell=bars, say=say)
+                result = measured.published(encoder, random, gathered, **told)
             else:
-                others = {text: _otherwise(text, looking, encoder) for text in beside or ()}
-                methods = measured.ways(encoder, random, looking, others)
-                if calibrate:  # nothing is compared, and the old calibration does not matter
-                    methods = {name: methods[name] for name in list(methods)[:1]}
-                old = None if calibrate else search_confidence.load(place, encoder.card, looking)
                 result = measured.measure(
-                    methods, gathered, structure or (), seed=seed, calibration=old, made_from=made_from, parts=parts,
-                    tell=bars, say=say,
-                )  # fmt: skip
+                    methods, gathered, structure or (), seed=seed, calibration=old, made_from=made_from, **told
+                )
         if calibrate:
             assert place is not None
             search_confidence.save(measured.calibration_of(result, encoder.card, looking), place)
@@ -135,12 +135,13 @@ def _unfinished(out: Path | None) -> Iterator[Path]:
     import tempfile
 
     if out is None:
+        say("without --out a run that is cut off begins anew")
         with tempfile.TemporaryDirectory(prefix="ctfoundry-search-") as folder:
             yield Path(folder)
         return
     out.mkdir(parents=True, exist_ok=True)
     yield out / UNFINISHED
-    shutil.rmtree(out / UNFINISHED)
+    shutil.rmtree(out / UNFINISHED, ignore_errors=True)
 
 
 def _otherwise(text: str, first: Looking, encoder: Encoder) -> Looking:
@@ -190,13 +191,14 @@ class Bars:
         if self.bar is None or title != self.title:
             self.close()
             self.title, self.began, self.told = title, self.last, now
-            self.bar = Progress(title, quiet=state.quiet, unit="number").__enter__()
+            unit = "pair" if title.endswith("searching") else "scan"
+            self.bar = Progress(title, quiet=state.quiet, unit=unit).__enter__()
         self.last = now
         seconds = max(now - self.began, 1e-3)
         self.bar.step(done, done / of, seconds)
         if done == of or now - self.told > LINE_SECONDS or self.bar.is_bar:
             self.told = now
-            self.bar.log(done, done / of, seconds, f"{done} of {of}, {done / seconds:.2g}/s")
+            self.bar.log(done, done / of, seconds, f"{done / seconds:.2g}/s")
 
     def close(self) -> None:
         """Leave the last bar as it is."""

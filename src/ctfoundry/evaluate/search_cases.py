@@ -93,26 +93,27 @@ def tried(id: str, read: Callable[[], T], failed: dict[str, str]) -> T | None:
     return None
 
 
-def know(
-    scans: Sequence[LabelledScan], parts: Path, failed: dict[str, str], tell: Tell = quiet
-) -> list[Known]:  # fmt: skip
+def know(scans: Sequence[LabelledScan], parts: Path, failed: dict[str, str], tell: Tell = quiet) -> list[Known]:
     """Look once at every scan and its labels; what is known of a content stays in `parts`. Scans that cannot be used go to `failed`."""
     found = []
     for number, scan in enumerate(scans, 1):
         content = tried(scan.id, scan.content, failed)
-        if content is None:
-            continue
-        place = parts / "known" / f"{files.digest([VERSION, content])[:32]}.json"
-        data = search_arrays.read_json(place)
-        if data is None:
-            data = tried(scan.id, partial(_look, scan), failed)
-            if data is None:
-                continue
-            search_arrays.write_json(place, data)
-        points = {name: (x, y, z) for name, (x, y, z) in data["landmarks"].items()}
-        found.append(Known(scan, content, points, frozenset(data["held"]), np.array(data["box"])))
+        if content is not None and (known := _known(scan, content, parts, failed)) is not None:
+            found.append(known)
         tell("reading labels", number, len(scans))
     return found
+
+
+def _known(scan: LabelledScan, content: str, parts: Path, failed: dict[str, str]) -> Known | None:
+    place = parts / "known" / f"{files.digest([VERSION, content])[:32]}.json"
+    data = search_arrays.read_json(place)
+    if data is None:
+        data = tried(scan.id, partial(_look, scan), failed)
+        if data is None:
+            return None
+        search_arrays.write_json(place, data)
+    points = {name: (x, y, z) for name, (x, y, z) in data["landmarks"].items()}
+    return Known(scan, content, points, frozenset(data["held"]), np.array(data["box"]))
 
 
 def _look(scan: LabelledScan) -> dict[str, object]:
