@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from ctfoundry.errors import UsageError
+from ctfoundry.errors import StoreError, UsageError
 from ctfoundry.keys import Key
 from ctfoundry.retrieval import index as indices
+from ctfoundry.retrieval import matrix, parts
 from ctfoundry.retrieval.index import Index
 
 N, C = 1500, 40
@@ -135,3 +136,14 @@ def test_wrong_queries_are_refused():
     with pytest.raises(UsageError, match="not finite"):
         index.nearest(torch.tensor([1.0, float("nan"), 0, 0]))
     assert Index.of([], torch.zeros(0, 4)).nearest(torch.ones(4)) == []
+
+
+@pytest.mark.parametrize("order", [(4, 6), (6, 4)])
+def test_parts_of_two_models_are_named(tmp_path, order):
+    """A part that somebody copied in from another folder, before the first query."""
+    (tmp_path / "parts").mkdir()
+    names = [
+        parts.write(tmp_path, [parts.Row(f"s{i}", "d", "mean")], np.ones((1, width))) for i, width in enumerate(order)
+    ]
+    with pytest.raises(StoreError, match=f"{names[1]}: its vectors have {order[1]} numbers, the others {order[0]}"):
+        matrix.open_matrix(tmp_path, "mean")

@@ -220,6 +220,8 @@ def _made(out: Path, vector: str, there: dict[str, int]) -> Manifest:
     for name in there:
         known.add(parts.header(out, name))
     begun = list(_chosen(out, vector, list(there), known, most=8 * BLOCK))
+    for name, _, block in begun:
+        _check(out, name, block, begun[0][2].shape[1])
     if not begun:
         channels, centre = 0, np.zeros(0)
     else:
