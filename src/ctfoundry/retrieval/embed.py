@@ -375,7 +375,7 @@ def _check_maps(encoder: Encoder, prepared: Prepared, levels: Sequence[str]) -> 
     cells = [
         [-(-n // s) for n, s in zip(prepared.x.shape[1:], encoder.level(name).stride, strict=True)] for name in levels
     ]
-    # in single precision while the scan passes, the last one twice when it is put together, and once more as they are written
+    # a number takes 4 bytes while the scan passes and 2 as it is written; one level stands twice while its pieces are put together
     need = sum(8 * encoder.level(name).channels * math.prod(n) for name, n in zip(levels, cells, strict=True))
     if encoder.extent.mode in ("windows", "slices") and need > WHOLE_CAP_BYTES:
         raise ContractError(

@@ -262,7 +262,7 @@ try {
   limit = about.upload_bytes;
   byId("model").replaceChildren(make("span", { textContent: about.model.name }));
   const stored = about.maps.used && about.maps.stored;
-  finding.speed = stored ? "The maps stored with the index are used, so answers come at once." : "The first search passes each scan through the network, which takes a while; later ones are quick.";
+  finding.speed = stored ? "Scans with a map stored in the index answer at once." : "The first search passes each scan through the network, which takes a while; later ones are quick.";
   byId("model").title = `levels searched in: ${about.model.levels.join(", ")}${stored ? ", as stored with the index" : ""}`;
   if (about.model.weights === "random") byId("model").append(make("span", { className: "tag warn", textContent: "random weights" }));
   await route();
