@@ -145,6 +145,16 @@ def test_labels_are_read_with_or_without_patients(tmp_path):
         clusters.chosen(["a", "b"], np.eye(2), {"a": ("x", "p")})
 
 
+def test_patients_that_nobody_named_are_not_counted(tmp_path):
+    """Intervals "over 3 patients" would be a claim where the scans may all be of one."""
+    table = tmp_path / "labels.csv"
+    table.write_text("id,label\na,x\nb,y\nc,x\n")
+    points = clusters.chosen("abc", np.eye(3), clusters.read_labels(table))
+    assert points.people == "3 scans, each taken for a patient of its own, because the table names no patients"
+    table.write_text("id,label,patient\na,x,p\nb,y,p\nc,x,q\n")
+    assert clusters.chosen("abc", np.eye(3), clusters.read_labels(table)).people == "2 patients"
+
+
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
 def test_labels_as_spreadsheets_write_them(tmp_path, mark):
     table = tmp_path / "labels.csv"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 
 import numpy as np
@@ -147,3 +148,20 @@ def test_parts_of_two_models_are_named(tmp_path, order):
     ]
     with pytest.raises(StoreError, match=f"{names[1]}: its vectors have {order[1]} numbers, the others {order[0]}"):
         matrix.open_matrix(tmp_path, "mean")
+
+
+def test_a_full_disk_takes_no_search(tmp_path, monkeypatch):
+    (tmp_path / "parts").mkdir()
+    parts.write(tmp_path, [parts.Row(f"s{i}", "d", "mean") for i in range(3)], np.eye(3))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(matrix.os, "fsync", full)
+        found = matrix.open_matrix(tmp_path, "mean")
+    assert found.raw.tolist() == np.eye(3).tolist()
+    assert [id for id, _, _ in found.scans] == ["s0", "s1", "s2"]
+    assert not list(tmp_path.glob("matrix-*"))  # nothing half made takes what little room there is
+    assert matrix.open_matrix(tmp_path, "mean").raw.tolist() == np.eye(3).tolist()
+    assert (tmp_path / "matrix-mean.json").is_file()

@@ -236,7 +236,7 @@ def explain_clusters(
         if points is not None and list(own.ids) != list(points.ids):
             raise UsageError("holds other rows of the same scans", where=folder, do="compare vectors of one kind")
         points = points or own
-        say(f"{name}: {len(own)} points")
+        say(f"{name}: {len(own)} points of {own.people}")
         scores, values = clusters.measure(own, k, seed=seed)
         for what, score in scores.items():
             gap = clusters.difference(own, values[what], first[what], seed=seed) if first else None
@@ -257,7 +257,7 @@ def explain_clusters(
         "vectors": indices[0][1].vector,
         "points": f"{len(points)} with a label in every folder, of {len(set(indices[0][1].ids))} scans in the first",
         "labels": f"{len(set(points.labels))} of column {column}",
-        "patients": f"{len(set(points.patients))}",
+        "patients": points.people,
         "permutations": str(clusters.PERMUTATIONS),
         "seed": str(seed),
     }

@@ -60,6 +60,11 @@ def explain_stability(
             raise UsageError(
                 f"{len(found)} scans are no pairs", do="name two scans of each patient, one after the other"
             )
+        if twice := sorted({scan.id for scan in found if sum(other.id == scan.id for other in found) > 1}):
+            raise UsageError(
+                f"names the same content twice: {', '.join(twice)}",
+                do="each pair is two different scans of one patient, and counts as a patient",
+            )
         pairs = [
             Pair(f"P{n + 1:02d}-second", f"P{n + 1:02d}", "second scan", a.read, b.read)
             for n, (a, b) in enumerate(zip(found[::2], found[1::2], strict=True))
@@ -98,6 +103,8 @@ def explain_stability(
                         others.add(name, kind, patient, rows[inside])
             except CTFoundryError as error:
                 failed.update({p.name: error.what for p in todo if p.patient == patient})
+                say(f"{patient}: {error.what}")
+                continue
             say(f"{patient}: first scan embedded")
     fixed: tuple[str, Volume, dict[str, Any]] | None = None
     for number, pair in enumerate(todo, 1):
@@ -146,7 +153,7 @@ def explain_stability(
 def _print(lines: Any) -> None:
     from ctfoundry.explain import stability, stability_page
 
-    for kind in stability.KINDS:
+    for kind in stability.KINDS if lines else ():
         print_table(*stability_page.table(lines, kind))
 
 

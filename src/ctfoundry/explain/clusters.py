@@ -41,6 +41,15 @@ class Points:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def people(self) -> str:
+        """How many patients, in words: where the table names none, that they are not known."""
+        if list(self.ids) == list(self.patients):
+            return (
+                f"{len(set(self.ids))} scans, each taken for a patient of its own, because the table names no patients"
+            )
+        return f"{len(set(self.patients))} patients"
+
 
 @dataclass(frozen=True)
 class Score:

@@ -100,7 +100,7 @@ def _report(points: Points, rows: Sequence[Row], settings: Mapping[str, str], fo
         Table(
             headers,
             table,
-            caption=f"{len(points)} points of {len(set(points.patients))} patients, cosine; a patient's own scans never count as alike. "
+            caption=f"{len(points)} points of {points.people}, cosine; a patient's own scans never count as alike. "
             "Intervals are over patients. In the fourth column the same measure where labels mean nothing."
             + (f" {left} points have a label that no other patient has; they are not measured." if left else ""),
         ),

@@ -106,7 +106,7 @@ def approximate(index: Index, cache: Path | None = None, *, say: Callable[[str],
 
     Beside `cache` it is kept, with the number and the digest of its vectors in its name. One of the very vectors is taken as it
     is; where the index has only grown since, the new rows are added to it; in all other cases (scans removed, or embedded again)
-    it is made anew, which takes minutes a million; `say` hears how far it is. Graphs of others go. Where nothing can be written, it
+    it is made anew, which takes minutes a million; `say` hears how far it is. Graphs of others go. Where it cannot be written, it
     is kept in memory alone.
     """
     graph, digests = None, {}
@@ -121,7 +121,12 @@ def approximate(index: Index, cache: Path | None = None, *, say: Callable[[str],
     if graph.ntotal < len(index):
         _grow(graph, index, say)
         if cache is not None:
-            _keep(graph, cache, digests[len(index)])
+            try:
+                _keep(graph, cache, digests[len(index)])
+            except RuntimeError as error:  # of faiss, in many lines: the disk is full; the graph is there all the same
+                say(
+                    f"the graph cannot be stored, so the next search makes it again ({str(error).rpartition('(')[2].rstrip(')')})"
+                )
     return Approximate(index, graph, measured(index, graph))
 
 

@@ -13,6 +13,7 @@ more columns hold ``m . (x - m)``. Rows are filled with zeros to a multiple of 3
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -41,6 +42,8 @@ EXTRA, MULTIPLE = 3, 32
 BLOCK = 8192
 """Rows that are converted at once."""
 FILES = ("f32", "bf16", "rows", "scans")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What an OSError says where a file cannot grow: a full disk takes the search nothing but its speed."""
 
 ROW = np.dtype(
     [("scan", "<i4"), ("part", "<i4"), ("row", "<i4"), ("box", "<i4", (6,)), ("norm", "<f8"), ("centre", "<f8", (3,))]
@@ -152,7 +155,7 @@ def in_memory(vectors: Float[np.ndarray, "n c"]) -> Matrix:
 def open_matrix(out: Path, vector: str) -> Matrix:
     """The matrix of one kind of vector with all parts that are there now; made or extended where need be.
 
-    In a folder that cannot be written to it is made in memory. Raises StoreError for a broken part.
+    Where the folder cannot be written to, or the disk is full, it is made in memory. Raises StoreError for a broken part.
     """
     missing = False
     for _ in range(8):
@@ -163,7 +166,7 @@ def open_matrix(out: Path, vector: str) -> Matrix:
                     with parts.locked(out, "matrix"):
                         manifest = _brought_up(out, vector)
                 except OSError as error:
-                    if error.errno not in files.READ_ONLY:
+                    if error.errno not in (*files.READ_ONLY, *NO_ROOM):
                         raise
                     return _collected(out, vector)
             return _mapped(out, manifest)
@@ -228,9 +231,14 @@ def _made(out: Path, vector: str, there: dict[str, int]) -> Manifest:
         sample = np.concatenate([block for _, _, block in begun])
         channels, centre = sample.shape[1], centre_of(sample)
     empty = Manifest(FORMAT, secrets.token_hex(6), vector, channels, 0, 0, 0, (), tuple(centre.tolist()), Bounds())
-    for kind in FILES:
-        _place(out, empty, kind).write_bytes(b"")
-    made = _extended(out, empty, list(there), there, known)
+    try:
+        for kind in FILES:
+            _place(out, empty, kind).write_bytes(b"")
+        made = _extended(out, empty, list(there), there, known)
+    except OSError:
+        for kind in FILES:
+            _place(out, empty, kind).unlink(missing_ok=True)
+        raise
     made = replace(made, begun=made.count)
     _commit(out, made)
     return made
@@ -327,7 +335,7 @@ def _chosen(
 
 
 def _collected(out: Path, vector: str) -> Matrix:
-    """The matrix in memory, of a folder that is read-only."""
+    """The matrix in memory, where it cannot be written."""
     there, known = parts.names(out), parts.Catalogue()
     for name in there:
         known.add(parts.header(out, name))
