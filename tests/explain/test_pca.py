@@ -8,6 +8,7 @@ import torch
 from sklearn.decomposition import PCA
 
 import worlds
+from ctfoundry.cli.explain_maps import _spool
 from ctfoundry.encoder import FeatureMap
 from ctfoundry.errors import UsageError
 from ctfoundry.explain import pca, pca_consistency, pca_files, pca_page
@@ -242,3 +243,14 @@ def test_page_says_when_weights_are_random():
     text = page.render(pca_page.build([shown], fitted, {"model": "tiny"}, random=True))
     assert "weights are random" in text
     assert "weights are random" not in page.render(pca_page.build([shown], fitted, {}, random=False))
+
+
+def test_what_killed_runs_left_goes_and_what_others_use_stays(tmp_path):
+    (tmp_path / ".maps-killed").mkdir()
+    (tmp_path / ".maps-killed" / "scan.safetensors").write_bytes(bytes(10))
+    with _spool(tmp_path) as first:
+        assert [place.name for place in tmp_path.iterdir()] == [first.name]
+        with _spool(tmp_path) as second:
+            assert first.is_dir()
+            assert second != first
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,8 +43,6 @@ def explain_pca(
     seed: Seed = 0,
 ) -> None:
     """Colour maps of the three directions in which features differ most, joint over the scans (PNG, HTML, NIfTI)."""
-    import tempfile
-
     from PIL import Image
 
     import ctfoundry
@@ -61,8 +62,8 @@ def explain_pca(
     found = resolve(scans)
     failed, kept = dict(found.failed), []
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".maps-", dir=out) as spool:
-        shelf = _Shelf(Path(spool))
+    with _spool(out) as spool:
+        shelf = _Shelf(spool)
         for number, source in enumerate(found.scans, 1):
             try:
                 volume = source.scan.read()
@@ -327,6 +328,32 @@ def explain_gallery(
 
 
 # What the verbs share -------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _spool(out: Path) -> Iterator[Path]:
+    """A folder for maps that wait, removed in the end; those of killed runs, whose locks the kernel has freed, go first."""
+    import shutil
+    import tempfile
+
+    for left in out.glob(".maps-*"):
+        with contextlib.suppress(OSError), _held(left):
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=".maps-", dir=out) as folder, _held(Path(folder)):
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock. Raises BlockingIOError where somebody is at work in it."""
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 class _Shelf:

@@ -26,7 +26,7 @@ from ctfoundry.ingest.rules import CHOICES, Checks, LeftOut
 from ctfoundry.ingest.task import STAGES, Job, Result, memory_of
 from ctfoundry.ingest.workers import Executor, Inline
 from ctfoundry.io import Found, Skip, zip_directory
-from ctfoundry.io.discovery import REFUSED
+from ctfoundry.io.discovery import NO_SCAN_FILE, REFUSED
 from ctfoundry.io.names import stem
 from ctfoundry.record import Record
 from ctfoundry.settings import to_data
@@ -355,7 +355,8 @@ class _Run:
         """Leave out what could not even be recognised: slices by their folder, because nothing says which series they are of."""
         alike: dict[tuple[Path, str], list[Path]] = defaultdict(list)
         for skip in skips:
-            alike[_place_of(skip), skip.reason].append(skip.path)
+            reason = skip.reason.replace(NO_SCAN_FILE, "named like a scan, and holds none")
+            alike[_place_of(skip), reason].append(skip.path)
         for (place, reason), paths in alike.items():
             id = identity.name("lost", str(place), reason)
             alone = paths == [place]
