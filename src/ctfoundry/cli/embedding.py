@@ -69,6 +69,7 @@ def embed(
     from ctfoundry.retrieval import embed as embedding
     from ctfoundry.retrieval import folders
     from ctfoundry.retrieval.cards import Settings
+    from ctfoundry.retrieval.search_maps import default_levels
     from ctfoundry.retrieval.sources import resolve, with_regions
 
     how = embedding.ModelOf(model, weights, device, seed, patch_size(patch))
@@ -113,6 +114,9 @@ def embed(
     for id, reason in outcome.doubtful.items():
         say(f"{id}: {reason}")
     maps = _maps(out, [*outcome.done, *outcome.skipped])
+    if maps and not set(default_levels(encoder)) <= set(maps["levels"]):
+        searched, held = ", ".join(default_levels(encoder)), ",".join(maps["levels"])
+        say(f"search and serve look at {searched}; to use these maps, give them --levels {held}")
     record.write(out, ["index.parquet", "card.json"])
 
     def table() -> None:
