@@ -172,19 +172,13 @@ def test_other_pools(how: str) -> None:
     assert np.allclose(fast.scores, exact.scores, atol=1e-3 * exact.scores.max())
 
 
-def test_slices_and_windows_and_attention() -> None:
-    """Slices: only those that a box touches; attention: coarse to fine; windows: through the encoder itself."""
+def test_slices_and_windows() -> None:
+    """Slices: only those that a box touches; windows: through the encoder itself."""
     slices, prepared = small_encoder(extent=Extent("slices")), scan()
     target = target_of(slices, prepared)
     fast, exact = (measure(slices, prepared, target, Settings(mode=m, checked=0)) for m in ("fast", "exact"))
     assert fast.method == "changed slices"
     assert np.allclose(fast.scores, exact.scores, atol=1e-3 * exact.scores.max())
-    tiny = zoo.load_encoder("flexict-tiny", weights="random")
-    volume = Volume((Key.of("t").normal((12, 40, 48)) * 300).astype(np.int16), make_affine((4, 4, 4), "SPL"))
-    prepared = tiny.prepare(volume)
-    coarse = measure(tiny, prepared, target_of(tiny, prepared), Settings(share=0.3))
-    assert "coarse to fine" in coarse.method
-    assert coarse.computed < 0.7 * coarse.boxes + 8
     windows = small_encoder(extent=Extent("windows", (16, 16, 16)))
     found = measure(windows, scan((16, 32, 16)), target_of(windows, scan((16, 32, 16))), Settings())
     assert found.method.startswith("one pass a box")
@@ -235,7 +229,7 @@ def test_monai_gives_the_same_where_definitions_meet() -> None:
 
 
 def test_settings_refuse_what_makes_no_sense() -> None:
-    for wrong in ({"fill": "black"}, {"mode": "best"}, {"stride": (9, 8, 8)}, {"share": 0.0}):
+    for wrong in ({"fill": "black"}, {"mode": "best"}, {"stride": (9, 8, 8)}):
         with pytest.raises(CTFoundryError):
             Settings(**wrong)  # type: ignore[arg-type]
 

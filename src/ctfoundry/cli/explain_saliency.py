@@ -23,10 +23,10 @@ def explain_saliency(
     fill: Annotated[str, typer.Option(help="what hides a box: air, mean, blurred or noise")] = "air",
     mode: Annotated[str, typer.Option(help="fast, or exact: one pass a box")] = "fast",
     reach: Annotated[
-        int, typer.Option(help="of the fast mode: convolutions of a stage that are followed; -1: all, exact")
+        int,
+        typer.Option(help="of the fast mode of SegResNets: convolutions of a stage that are followed; -1: all, exact"),
     ] = 2,
-    share: Annotated[float | None, typer.Option(help="of the fast mode: coarse to fine, this share of boxes")] = None,
-    checked: Annotated[int, typer.Option(help="boxes of the fast mode computed exactly as well", min=0)] = 6,
+    checked: Annotated[int, typer.Option(help="boxes of the fast mode computed exactly as well", min=0)] = 12,
     roi: Annotated[Path | None, typer.Option(help="label map on the scan's grid: watch one region's vector")] = None,
     label: Annotated[str | None, typer.Option(help="name or number of the region in --roi")] = None,
     point: Annotated[str | None, typer.Option(help="x,y,z mm RAS+: watch the features there")] = None,
@@ -56,9 +56,7 @@ def explain_saliency(
     from ctfoundry.volume import Volume
 
     limit = None if reach < 0 else reach
-    settings = Settings(
-        triple(size), triple(stride or size), cast(Any, fill), cast(Any, mode), limit, share, checked, seed
-    )
+    settings = Settings(triple(size), triple(stride or size), cast(Any, fill), cast(Any, mode), limit, checked, seed)
     if roi is not None and point is not None:
         raise UsageError("a map is of one region or of one point", do="give --roi or --point")
     if (label and roi is None) or (to_point and to is None):
@@ -122,6 +120,8 @@ def explain_saliency(
         rows.append((id, name, numbers, picture, pale))
         results[id] = numbers | {"target": name}
         say(f"{id}: {numbers['method']}, {numbers['seconds']:.0f} s")
+        for doubted in numbers["doubts"]:
+            say(f"warning: {id}: {doubted}")
     if rows:
         data = {"model": encoder.card.name, "settings": to_data(settings), "scans": results}
         files.write_json(out / "saliency.json", data)

@@ -4,8 +4,8 @@ The deviation of a box is 1 - cosine between the vector of the scan and that of 
 float32 vectors. What is asked of can be the scan's pooled vector, the vector of one labelled region, the features at a point, or
 the similarity to another vector (then the deviation is the similarity that the box brings, and can be negative).
 
-*exact* runs the encoder once a box. *fast* computes only what a box can reach, where the architecture allows it; when asked to, it
-works from coarse boxes to fine ones. Some boxes are always computed both ways, and how well they agree is part of the result.
+*exact* runs the encoder once a box. *fast* computes only what a box changes, where the architecture allows it. Some boxes, on which
+nothing was fitted, are always computed both ways, and how well they agree is part of the result.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from ctfoundry import files
 from ctfoundry.encoder import Encoder
 from ctfoundry.errors import UsageError
-from ctfoundry.explain.saliency_passes import FILLS, Fill, exact_vectors, fast_vectors, hidden
+from ctfoundry.explain.saliency_passes import FILLS, Fill, Way, exact_vectors, fast_vectors, hidden
 from ctfoundry.explain.saliency_target import Target
 from ctfoundry.geometry import Vec3
 from ctfoundry.keys import Key
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Float64, Int
     from torch import Tensor
 
-    from ctfoundry.explain.saliency_passes import Vectors
-
     Starts = Int[np.ndarray, "b 3"]
 
 Mode = Literal["exact", "fast"]
 SAVE_SECONDS = 15.0
+AGREES, FAR = 0.95, 0.3
+"""Correlation with exact boxes below which, and largest difference over the largest deviation above which, a fast map is doubted."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,7 @@ class Settings:
     mode : exact, or fast.
     reach : of the fast mode of SegResNets: convolutions of each stage after which the window of changed cells stops growing;
         None: never, which is exact up to rounding.
-    share : of boxes computed at full resolution, coarse to fine; None: all. For encoders in which every box reaches everything this
-        is the only way to be faster, and it can be badly wrong (docs/saliency.md), so it has to be asked for.
-    checked : boxes of the fast mode that are computed exactly too.
+    checked : boxes of the fast mode that are computed exactly too; nothing is fitted to them.
     """
 
     size: Vec3 = (8, 8, 8)
@@ -64,8 +62,7 @@ class Settings:
     fill: Fill = "air"
     mode: Mode = "fast"
     reach: int | None = 2
-    share: float | None = None
-    checked: int = 6
+    checked: int = 12
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -75,8 +72,6 @@ class Settings:
             raise UsageError(f"the mode is 'exact' or 'fast', not {self.mode!r}")
         if min(self.size) < 1 or any(not 1 <= s <= n for s, n in zip(self.stride, self.size, strict=True)):
             raise UsageError(f"boxes of {self.size} voxels need strides from 1 to their size, not {self.stride}")
-        if self.share is not None and (not 0 < self.share <= 1 or self.mode == "exact"):
-            raise UsageError("--share is above 0, at most 1, and of the fast mode")
 
 
 @dataclass
@@ -123,13 +118,13 @@ class Saliency:
     method : how they were computed.
     computed : passes made; `boxes` that changed nothing are 0 without one.
     checked : boxes computed exactly as well, and `correlation`, `worst` (largest difference over the largest deviation) of them.
-    seconds : spent on boxes by this run.
+    seconds : spent by this run on boxes and on what prepares for them, the check not counted.
     """
 
     scores: Float64[np.ndarray, "d h w"]
     changes: Float64[np.ndarray, "d h w"]
     map: Float[np.ndarray, "d h w"]
-    starts: Starts
+    starts: Int[np.ndarray, "d h w 3"]
     method: str
     computed: int
     boxes: int
@@ -149,36 +144,75 @@ def measure(
     """Deviations of all boxes. `progress` is called with boxes done and boxes to do."""
     ledger = ledger or Ledger()
     filled = hidden(prepared, settings.fill, settings.size, Key.of("saliency", settings.seed))
-    slow = exact_vectors(encoder, prepared, target, filled)
-    fast = fast_vectors(encoder, prepared, target, filled, settings.reach) if settings.mode == "fast" else None
-    vectors, method = fast or (slow, "one pass a box")
-    share = settings.share or 1.0
-    if share < 1:
-        method += f", coarse to fine, {share:.0%} of the boxes"
+    starts = grid_of(prepared, settings.stride)
+    at = starts.reshape(-1, 3)
+    differ = changes(prepared.x, filled, at, settings.size)
+    drawn = shuffled(differ, settings.seed)
+    check, rest = np.sort(drawn[: settings.checked]), drawn[settings.checked :]
+    tell = progress or (lambda done, count: None)
+    slow = Way(exact_vectors(encoder, prepared, target, filled), "one pass a box")
     began = time.perf_counter()
-    run = _Run(prepared.x, filled, target, vectors, ledger, progress)
-    scores, starts = coarse_to_fine(run, settings, share) if share < 1 else run.all(settings, 1)
+    way = None
+    if settings.mode == "fast":
+        key = Key.of("saliency", "directions", settings.seed)
+        way = fast_vectors(
+            encoder, prepared, target, filled, settings.size, reach=settings.reach, some=at[rest], key=key, tell=tell
+        )
+    used = way or slow
+    scores = ledger.table("boxes", len(at))
+    scores[differ == 0] = 0.0
+    left = np.flatnonzero(np.isnan(scores))
+    for first in range(0, len(left), used.batch):
+        part = left[first : first + used.batch]
+        scores[part] = target.score(used.vectors(at[part], settings.size))
+        ledger.save()
+        tell(first + len(part), len(left))
+    ledger.save(force=bool(len(left)))
     seconds = time.perf_counter() - began
-    flat = starts.reshape(-1, 3)
-    differ = run.changes(flat, settings.size)
     checked: dict[str, Any] = {"boxes": 0}
-    if settings.mode == "fast" and settings.checked > 0 and (differ > 0).any():
-        able = np.flatnonzero(differ > 0)
-        order = able[np.argsort(Key.of("saliency", "checked", settings.seed).uniform(0, 1, len(able)))]
-        some = np.sort(order[: settings.checked])
-        true = target.score(slow(flat[some], settings.size))
-        checked = agreement(scores.reshape(-1)[some], true)
+    if settings.mode == "fast" and len(check):
+        checked = agreement(scores[check], target.score(slow.vectors(at[check], settings.size)))
+    _, d, h, w = prepared.x.shape
     return Saliency(
-        scores,
-        differ.reshape(scores.shape),
-        spread(scores, starts, settings.size, (prepared.x.shape[1], prepared.x.shape[2], prepared.x.shape[3])),
+        scores.reshape(starts.shape[:3]),
+        differ.reshape(starts.shape[:3]),
+        spread(scores, starts, settings.size, (d, h, w)),
         starts,
-        method,
-        run.computed,
-        len(flat),
+        used.method,
+        len(left),
+        len(at),
         seconds,
         checked,
     )
+
+
+def shuffled(differ: Float64[np.ndarray, "..."], seed: int) -> Int[np.ndarray, "n"]:
+    """Numbers of the boxes that change anything, in random order: the first are checked, the next ones fitted to."""
+    able = np.flatnonzero(differ > 0)
+    return able[np.argsort(Key.of("saliency", "checked", seed).uniform(0, 1, len(able)))]
+
+
+def grid_of(prepared: Prepared, stride: Vec3) -> Int[np.ndarray, "d h w 3"]:
+    """First voxels of all boxes."""
+    rows = [np.arange(0, n, s) for n, s in zip(prepared.x.shape[1:], stride, strict=True)]
+    return np.stack(np.meshgrid(*rows, indexing="ij"), -1)
+
+
+def changes(
+    x: Float[Tensor, "c d h w"], filled: Float[Tensor, "c d h w"], at: Starts, size: Vec3
+) -> Float64[np.ndarray, "b"]:
+    """Mean absolute change of the input by each box; 0: hiding it changes nothing."""
+    table = (filled - x).abs().sum(0).double()
+    for axis in range(3):
+        table = table.cumsum(axis)
+    table = torch.nn.functional.pad(table, (1, 0, 1, 0, 1, 0)).cpu()
+    low, high = at, np.minimum(at + size, np.array(x.shape[1:]))
+    total = np.zeros(len(at))
+    for pick in itertools.product((0, 1), repeat=3):
+        corner = np.where(np.array(pick) == 1, high, low)
+        total += (-1) ** (3 - sum(pick)) * table[corner[:, 0], corner[:, 1], corner[:, 2]].numpy()
+    # sums of many floats: what is left of an unchanged box is rounding
+    return np.where(np.abs(total) < 1e-7 * np.prod(size), 0.0, total / np.prod(high - low, axis=1))
 
 
 def agreement(ours: Float64[np.ndarray, "n"], true: Float64[np.ndarray, "n"]) -> dict[str, Any]:
@@ -191,86 +225,20 @@ def agreement(ours: Float64[np.ndarray, "n"], true: Float64[np.ndarray, "n"]) ->
     }
 
 
-@dataclass
-class _Run:
-    """Boxes of any size of one scan, each computed once."""
-
-    x: Float[Tensor, "c d h w"]
-    filled: Float[Tensor, "c d h w"]
-    target: Target
-    vectors: Vectors
-    ledger: Ledger
-    progress: Callable[[int, int], None] | None
-    computed: int = 0
-
-    def grid(self, stride: Vec3) -> tuple[Starts, Vec3]:
-        rows = [range(0, n, s) for n, s in zip(self.x.shape[1:], stride, strict=True)]
-        shape = (len(rows[0]), len(rows[1]), len(rows[2]))
-        return np.array(list(itertools.product(*rows))).reshape(*shape, 3), shape
-
-    def changes(self, at: Starts, size: Vec3) -> Float64[np.ndarray, "b"]:
-        """Mean absolute change of the input by each box; 0: hiding it changes nothing."""
-        table = (self.filled - self.x).abs().sum(0).double()
-        for axis in range(3):
-            table = table.cumsum(axis)
-        table = torch.nn.functional.pad(table, (1, 0, 1, 0, 1, 0)).cpu()
-        low, high = at, np.minimum(at + size, np.array(self.x.shape[1:]))
-        total = np.zeros(len(at))
-        for pick in itertools.product((0, 1), repeat=3):
-            corner = np.where(np.array(pick) == 1, high, low)
-            total += (-1) ** (3 - sum(pick)) * table[corner[:, 0], corner[:, 1], corner[:, 2]].numpy()
-        # sums of many floats: what is left of an unchanged box is rounding
-        return np.where(np.abs(total) < 1e-7 * np.prod(size), 0.0, total / np.prod(high - low, axis=1))
-
-    def some(self, name: str, at: Starts, size: Vec3, which: np.ndarray) -> Float64[np.ndarray, "n"]:
-        """Deviations of the boxes numbered `which`; those of others stay NaN, or what the ledger has."""
-        table = self.ledger.table(name, len(at))
-        table[which[self.changes(at[which], size) == 0]] = 0.0
-        left = which[np.isnan(table[which])]
-        for first in range(0, len(left), 16):
-            part = left[first : first + 16]
-            table[part] = self.target.score(self.vectors(at[part], size))
-            self.computed += len(part)
-            self.ledger.save()
-            if self.progress is not None:
-                self.progress(first + len(part), len(left))
-        self.ledger.save(force=bool(len(left)))
-        return table
-
-    def all(self, settings: Settings, factor: int) -> tuple[Float64[np.ndarray, "d h w"], Starts]:
-        """All boxes, `factor` times as large as the settings say."""
-        size, stride = _times(settings.size, factor), _times(settings.stride, factor)
-        starts, shape = self.grid(stride)
-        found = self.some(f"x{factor}", starts.reshape(-1, 3), size, np.arange(int(np.prod(shape))))
-        return found.reshape(shape), starts
-
-
-def _times(size: Vec3, factor: int) -> Vec3:
-    return size[0] * factor, size[1] * factor, size[2] * factor
-
-
-def coarse_to_fine(run: _Run, settings: Settings, share: float) -> tuple[Float64[np.ndarray, "d h w"], Starts]:
-    """Boxes four times and twice as large first; those that matter most are divided, `share` of the fine boxes in the end.
-
-    A box that is not divided gives its parts its own deviation times what parts of divided boxes have of theirs, on average.
-    """
-    scores, _ = run.all(settings, 4)
-    for factor in (2, 1):
-        stride, size = _times(settings.stride, factor), _times(settings.size, factor)
-        starts, shape = run.grid(stride)
-        inside = np.stack(np.meshgrid(*(np.arange(n) // 2 for n in shape), indexing="ij"), -1)
-        parent = scores[inside[..., 0], inside[..., 1], inside[..., 2]].reshape(-1)
-        count = max(int(np.ceil(len(parent) * (share if factor == 1 else np.sqrt(share)))), 8)
-        which = np.argsort(-np.abs(parent), kind="stable")[:count]
-        own = run.some(f"x{factor}", starts.reshape(-1, 3), size, np.sort(which))
-        done = np.isfinite(own)
-        part = float(np.abs(own[done]).sum() / max(float(np.abs(parent[done]).sum()), 1e-30))
-        scores = np.where(done, own, parent * part).reshape(shape)
-    return scores, starts
+def doubt(checked: dict[str, Any]) -> str | None:
+    """What to say where a fast map and the boxes computed exactly do not agree; None where they do, or nothing was compared."""
+    if not checked["boxes"] or checked["correlation"] is None:
+        return None
+    if checked["correlation"] >= AGREES and checked["worst"] <= FAR:
+        return None
+    return (
+        f"the fast map does not agree with {checked['boxes']} boxes computed exactly (correlation {checked['correlation']:.2f}, "
+        f"largest difference {checked['worst']:.0%} of the largest): use --mode exact"
+    )
 
 
 def spread(
-    scores: Float64[np.ndarray, "d h w"], starts: Starts, size: Vec3, shape: Vec3
+    scores: Float64[np.ndarray, "..."], starts: Int[np.ndarray, "..."], size: Vec3, shape: Vec3
 ) -> Float[np.ndarray, "d2 h2 w2"]:
     """The boxes' deviations on voxels: the mean over the boxes that hold a voxel."""
     total, count = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)

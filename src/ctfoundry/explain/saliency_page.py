@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ctfoundry import geometry
-from ctfoundry.explain.saliency import Saliency, Settings
+from ctfoundry.explain.saliency import Saliency, Settings, doubt
 from ctfoundry.preparation import Prepared
 from ctfoundry.report import charts, page
 from ctfoundry.report.planes import Overlay, three_planes
@@ -54,6 +54,7 @@ def summary(
         "seconds": round(found.seconds, 2),
         "method": found.method,
         "checked": found.checked,
+        "doubts": _doubts(found, other),
         "rank_correlation": compared(found, other),
         "largest": float(flat.max()),
         "median": float(np.median(flat[found.changes.ravel() > 0])) if (found.changes > 0).any() else 0.0,
@@ -62,6 +63,11 @@ def summary(
             {"point": [round(v, 2) for v in centres[k].tolist()], "deviation": float(flat[k])} for k in order[:top]
         ],
     }
+
+
+def _doubts(found: Saliency, other: Saliency | None) -> list[str]:
+    own, beside = doubt(found.checked), None if other is None else doubt(other.checked)
+    return [text for text in (own, beside and f"random weights: {beside}") if text]
 
 
 def picture(volume: Volume, prepared: Prepared, found: Saliency, point: np.ndarray, *, height: int = 300) -> Picture:
@@ -95,6 +101,7 @@ def make_page(
             page.Heading(f"{name}: {target}"),
             page.Figure(own, f"Saliency of {model}, planes through its maximum.", f"saliency map of {name}"),
         ]
+        sections += [page.Callout(f"{doubted}.", "Not to be relied on", "warning") for doubted in numbers["doubts"]]
         if other is not None:
             sections.append(page.Figure(other, "Random weights, the same planes.", f"random weights, {name}"))
         sections.append(

@@ -1,20 +1,22 @@
-"""The target's vectors of one scan with boxes hidden: one pass a box, or only what a box can reach."""
+"""The target's vectors of one scan with boxes hidden: one pass a box, or only what a box changes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
 
 from ctfoundry.encoder import Encoder
+from ctfoundry.explain.saliency_attention import RANDOM, AttentionPass
 from ctfoundry.explain.saliency_local import LocalPass
 from ctfoundry.explain.saliency_target import Target
 from ctfoundry.geometry import Vec3
 from ctfoundry.keys import Key
 from ctfoundry.models.segresnet import SegResNetEncoder
+from ctfoundry.models.vit import FlexibleViT
 from ctfoundry.preparation import Prepared
 
 if TYPE_CHECKING:
@@ -27,6 +29,20 @@ if TYPE_CHECKING:
 
 Fill = Literal["air", "mean", "blurred", "noise"]
 FILLS: tuple[Fill, ...] = get_args(Fill)
+
+FITTED = 8
+"""Boxes that a transformer is run on exactly to learn in which directions its vector turns."""
+WORTH = 100
+"""Boxes below which that costs about as much as running it on all."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How boxes become vectors, in words too, and how many boxes it takes at a time."""
+
+    vectors: Vectors
+    method: str
+    batch: int = 16
 
 
 def hidden(prepared: Prepared, fill: Fill, size: Vec3, key: Key) -> Float[Tensor, "c d h w"]:
@@ -59,9 +75,7 @@ def exact_vectors(
             scans = [_occluded(prepared.x, filled, start, size) for start in at[first : first + batch]]
             if encoder.extent.mode == "whole":
                 maps, tokens = encoder.raw(torch.stack(scans), (target.level,))
-                rows.append(
-                    tokens[target.name].double() if target.how == "token" else target.of_maps(maps[target.level])
-                )
+                rows.append(target.of_output(maps, tokens))
                 continue
             for x in scans:
                 names = (target.name,) if target.how == "token" else ()
@@ -80,29 +94,85 @@ def _occluded(x: Tensor, filled: Tensor, start: Sequence[int] | np.ndarray, size
 
 
 def fast_vectors(
-    encoder: Encoder, prepared: Prepared, target: Target, filled: Float[Tensor, "c d h w"], reach: int | None
-) -> tuple[Vectors, str] | None:
-    """What a box can reach and nothing else, and how that is done; None where a box reaches everything."""
-    network, x = encoder.network, prepared.x
-    if isinstance(network, SegResNetEncoder) and encoder.extent.mode == "whole" and target.how != "token":
-        names = [level.name for level in encoder.levels]
-        local = LocalPass(network, x, names.index(target.level))
+    encoder: Encoder,
+    prepared: Prepared,
+    target: Target,
+    filled: Float[Tensor, "c d h w"],
+    size: Vec3,
+    *,
+    reach: int | None,
+    some: Starts,
+    key: Key,
+    tell: Callable[[int, int], None] = lambda done, count: None,
+) -> Way | None:
+    """Only what a box changes; None where that is no faster than one pass a box.
 
-        def by_reach(at: Starts, size: Vec3) -> Float64[Tensor, "b c"]:
-            rows = []
-            for first in range(0, len(at), 16):
-                part = at[first : first + 16]
-                kept = np.minimum(size, x.shape[1:])
-                low = np.minimum(part, np.array(x.shape[1:]) - kept)  # a box cut at the end, with what lies before it
-                boxes = [_box(x, filled, start, corner, kept) for start, corner in zip(part, low, strict=True)]
-                data, cells = local.changed(torch.stack(boxes), low, reach)
-                rows.append(target.of_windows(data, cells))
-            return torch.cat(rows)
-
-        return by_reach, "receptive field" + ("" if reach is None else f", {reach} convolutions a stage")
-    if encoder.extent.mode == "slices":
-        return _by_slices(encoder, prepared, target, filled), "changed slices"
+    Parameters
+    ----------
+    size : of the boxes.
+    reach : see `saliency.Settings`.
+    some : boxes drawn at random that the way may be fitted to; none of them may serve as a check.
+    key : of random directions.
+    tell : called with preparatory passes done and all of them, where there are many.
+    """
+    network, extent = encoder.network, encoder.extent
+    in_one = extent.mode == "whole"
+    if isinstance(network, SegResNetEncoder) and in_one and target.how != "token":
+        return _by_reach(encoder, prepared, target, filled, reach)
+    if extent.mode == "slices":
+        return Way(_by_slices(encoder, prepared, target, filled), "changed slices")
+    if extent.mode == "cube" and extent.size is not None:
+        in_one = all(n <= cube for n, cube in zip(prepared.x.shape[1:], extent.size, strict=True))
+    followed = isinstance(network, FlexibleViT) and network.axes == 3 and target.how in ("token", "weights")
+    if followed and in_one and len(some) >= WORTH:
+        return _by_tokens(encoder, prepared, target, filled, size, some[:FITTED], key, tell)
     return None
+
+
+def _by_reach(
+    encoder: Encoder, prepared: Prepared, target: Target, filled: Float[Tensor, "c d h w"], reach: int | None
+) -> Way:
+    """Convolutions: the cells that a box can reach."""
+    network, x = encoder.network, prepared.x
+    assert isinstance(network, SegResNetEncoder)
+    local = LocalPass(network, x, [level.name for level in encoder.levels].index(target.level))
+
+    def vectors(at: Starts, size: Vec3) -> Float64[Tensor, "b c"]:
+        kept = np.minimum(size, x.shape[1:])
+        low = np.minimum(at, np.array(x.shape[1:]) - kept)  # a box cut at the end, with what lies before it
+        boxes = [_box(x, filled, start, corner, kept) for start, corner in zip(at, low, strict=True)]
+        data, cells = local.changed(torch.stack(boxes), low, reach)
+        return target.of_windows(data, cells)
+
+    return Way(vectors, "receptive field" + ("" if reach is None else f", {reach} convolutions a stage"))
+
+
+def _by_tokens(
+    encoder: Encoder,
+    prepared: Prepared,
+    target: Target,
+    filled: Float[Tensor, "c d h w"],
+    size: Vec3,
+    fitted: Starts,
+    key: Key,
+    tell: Callable[[int, int], None],
+) -> Way:
+    """Attention: the box's tokens, and all others to first order."""
+    assert isinstance(encoder.network, FlexibleViT)
+    slow, rows = exact_vectors(encoder, prepared, target, filled), []
+    for first in range(0, len(fitted), 4):
+        rows.append(slow(fitted[first : first + 4], size))
+        tell(first + len(rows[-1]), 2 * len(fitted) + RANDOM + 1)
+    followed = AttentionPass(
+        encoder.network,
+        prepared.x,
+        target,
+        torch.cat(rows),
+        key,
+        lambda done, count: tell(len(fitted) + done, len(fitted) + count),
+    )
+    method = f"changed tokens, others to first order along {len(followed.known)} directions and {len(followed.beside)} random ones"
+    return Way(lambda at, size: followed.vectors(filled, at, size), method, 64)
 
 
 def _box(x: Tensor, filled: Tensor, start: np.ndarray, low: np.ndarray, size: np.ndarray) -> Tensor:

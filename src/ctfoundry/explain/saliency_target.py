@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -42,6 +42,10 @@ class Target:
     map: FeatureMap | None = None
     weight: Float[Tensor, "d h w"] | None = None
     reference: Float64[Tensor, "c"] | None = None
+
+    def of_output(self, maps: Mapping[str, Tensor], tokens: Mapping[str, Tensor]) -> Float64[Tensor, "b c"]:
+        """The vectors of what an encoder's network returns (`Encoder.raw`); differentiable."""
+        return tokens[self.name].double() if self.how == "token" else self.of_maps(maps[self.level])
 
     def of_maps(self, data: Float[Tensor, "b c d h w"]) -> Float64[Tensor, "b c"]:
         """The vectors of whole maps."""
