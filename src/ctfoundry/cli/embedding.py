@@ -336,7 +336,7 @@ def _maps(out: Path, ids: Sequence[str] | None = None) -> dict[str, Any] | None:
 
 def _of_maps(maps: dict[str, Any]) -> str:
     scans, mib = maps["scans"], maps["bytes"] / 2**20
-    return f"maps of {', '.join(maps['levels'])}: {mib / max(scans, 1):.1f} MiB a scan, {mib:,.1f} MiB of {scans} scans"
+    return f"maps of {', '.join(maps['levels'])}: {mib / max(scans, 1):.2f} MiB a scan, {mib:,.1f} MiB of {scans} scans"
 
 
 def _executor(name: str, address: str | None, workers: int | None) -> Any:
