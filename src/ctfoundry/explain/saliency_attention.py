@@ -132,31 +132,29 @@ class AttentionPass:
         else:
             share = 1 / len(self._patches) if self.target.name == "cls+mean" else 0.0
             self._share = torch.full((len(self._patches),), share).to(vector)
-        rows: list[list[Tensor]] = [[] for _ in attended]
-        wanted = torch.cat([self.known, self.beside])
-        for done, direction in enumerate(wanted, 1):
-            found = torch.autograd.grad(vector, attended, direction.to(vector.dtype), retain_graph=done < len(wanted))
+        wanted, heads = torch.cat([self.known, self.beside]), self._blocks()[0].attn.heads
+        n, width = attended[0].shape
+        rows = [vector.new_empty(heads, n, len(wanted), width // heads, dtype=x.dtype) for x in attended]
+        for i, direction in enumerate(wanted):
+            found = torch.autograd.grad(vector, attended, direction.to(vector.dtype), retain_graph=i + 1 < len(wanted))
             for row, part in zip(rows, found, strict=True):
-                row.append(part)
-            tell(done, len(wanted))
-        del vector, maps, tokens
-        for block, row, qkv, seen in zip(self._blocks(), rows, projected, attended, strict=True):
-            self._keep(block.attn.heads, torch.stack(row), qkv.detach(), seen.detach())
-            row.clear()
+                row[:, :, i] = part.view(n, heads, -1).transpose(0, 1)
+            tell(i + 1, len(wanted))
+        for row, qkv, seen in zip(rows, projected, attended, strict=True):
+            self._keep(row, qkv.detach(), seen.detach())
 
     def _blocks(self) -> list[Any]:
         return list(self.network.blocks)[: self.depth]
 
-    def _keep(self, heads: int, row: Tensor, qkv: Tensor, seen: Tensor) -> None:
-        r, n, wide = row.shape[0], row.shape[1], row.shape[2] // heads
+    def _keep(self, to: Float[Tensor, "heads t r k"], qkv: Float[Tensor, "t c"], seen: Float[Tensor, "t c"]) -> None:
+        heads, n, _, wide = to.shape
         q, k, v = qkv.view(1, n, 3, heads, wide).permute(2, 0, 3, 1, 4)
         q = rotate(q, *self.tables)[0] * wide**-0.5
         k, v = rotate(k, *self.tables)[0], v[0].contiguous()
         parts = [torch.logsumexp(part @ k.transpose(1, 2), -1) for part in q.split(512, 1)]
         self._kept.append(_Kept(q, k, v, torch.cat(parts, 1)[..., None]))
-        to = row.view(r, n, heads, wide).permute(2, 1, 0, 3).contiguous()
-        along = (to * seen.view(n, heads, 1, wide).transpose(0, 1)).sum(-1)
-        self._gradients.append(_Gradients(to.view(heads, n, r * wide), along))
+        along = (to @ seen.view(n, heads, wide, 1).transpose(0, 1))[..., 0]
+        self._gradients.append(_Gradients(to.flatten(2), along))
 
     # ------------------------------------------------------------------ boxes
 
@@ -257,8 +255,8 @@ def directions(
 
 
 def held_bytes(tokens: int, width: int, blocks: int, count: int) -> int:
-    """Memory of a base pass with what its gradients need (some 24 rows of `width` a block), of `count` gradients and of what boxes need."""
-    return 4 * tokens * width * blocks * (24 + 4 + count)
+    """Memory of a base pass with what its gradients need (some 32 rows of `width` a block, measured), of `count` gradients and of what boxes need."""
+    return 4 * tokens * width * blocks * (32 + 4 + count)
 
 
 def _others(
