@@ -99,7 +99,7 @@ def test_calibrate_then_measure_then_search_with_confidence(data, tmp_path):
     refused = run(*again, "--beside", "sideways")
     assert (refused.returncode, "'sideways' is no way to look" in refused.stderr) == (2, True)
     assert "these very scans" in measured["notes"][0]
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"search.json", "report.html", "run.json"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"search.json", "report.html", "run.json", "parts"}
     query = scans / "case0" / "ct.nii.gz"
     point = ",".join(f"{v:.1f}" for v in io.read(query).world([12, 24, 24]))
     asked = ("search", "--model", model, "--query", query, "--point", point, "--target", scans / "case1" / "ct.nii.gz")
@@ -166,19 +166,25 @@ def test_a_bad_scan_is_named_and_the_others_are_measured(data, tmp_path, command
     with monkeypatch.context() as patch:
         patch.setattr("ctfoundry.evaluate.search_report.report", stop)
         assert command(*asked, "--data", scans, "-o", out, fails=True)[0] == 130
-    assert {p.name for p in out.iterdir()} == {".unfinished"}
+    assert {p.name for p in out.iterdir()} == {"parts"}
     with monkeypatch.context() as patch:
         patch.setattr("ctfoundry.evaluate.search_walk.scene", stop)  # what was seen is not looked at again
         code, said = command(*asked, "--data", scans, "-o", out, fails=True)
     assert code == 3
     assert f"failed: P02 ({scans / 'case1'}): holds 1 CTs and 0 label maps" in said
     assert f"failed: P03 ({scans / 'case2'})" in said
-    assert {p.name for p in out.iterdir()} == {"search.json", "report.html", "run.json"}
+    assert {p.name for p in out.iterdir()} == {"search.json", "report.html", "run.json", "parts"}
+    first = (out / "search.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("ctfoundry.evaluate.search_walk.scene", stop)
+        patch.setattr("ctfoundry.evaluate.search_walk.Query", stop)  # nor is what was answered asked again
+        assert command(*asked, "--data", scans, "-o", out, fails=True)[0] == 3
+    assert (out / "search.json").read_bytes() == first
     measured = json.loads((out / "search.json").read_text())
     assert (measured["failed"], measured["made_from"]["scans"]) == (["P02", "P03"], 2)
     assert measured["seconds_from_scans"]["tiny"] == 2
     assert "2 of 4 scans could not be used: P02, P03." in (out / "report.html").read_text()
-    assert not any(str(scans) in p.read_text() for p in out.iterdir())
+    assert not any(str(scans) in p.read_text() for p in out.rglob("*") if p.is_file())
     shutil.rmtree(scans / "case3")
     code, said = command(*asked, "--data", scans, fails=True)
     assert (code, "1 labelled scans: two are needed" in said, "P02: holds 1 CTs" in said) == (2, True, True)

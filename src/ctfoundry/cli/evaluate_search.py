@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from ctfoundry.retrieval.search_maps import Looking
     from ctfoundry.train.progress import Progress
 
-UNFINISHED = ".unfinished"
-"""Folder of cells and answers in the results' folder, until all is written."""
+PARTS = "parts"
+"""Folder in the results' folder: what scans hold, looks, answers; cells and phantoms until all is written."""
 LINE_SECONDS = 15.0
 
 
@@ -30,7 +30,9 @@ def evaluate_search(
     weights: Weights = None,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="folder for search.json and report.html; a run that was cut off is continued"),
+        typer.Option(
+            "-o", "--out", help="folder for search.json and report.html; what is done there already is not done again"
+        ),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="labelled scans: one folder a scan; default: phantoms")] = None,
     phantoms: Annotated[int, typer.Option(help="phantoms to make", min=2)] = 16,
@@ -100,7 +102,7 @@ def evaluate_search(
         methods = {name: methods[name] for name in list(methods)[:1]}
     old = None if calibrate or protocol else search_confidence.load(place, encoder.card, looking)
     made_from = {"data": "labelled scans" if data else "phantoms", "seed": seed}
-    with _unfinished(out) as parts:
+    with _parts(out) as parts:
         gathered = labelled_scans(data) if data else phantom_scans(phantoms, seed, parts, say=say)
         with closing(Bars()) as bars:
             told: dict[str, Any] = {"parts": parts, "tell": bars, "say": say}
@@ -129,19 +131,18 @@ def evaluate_search(
 
 
 @contextmanager
-def _unfinished(out: Path | None) -> Iterator[Path]:
-    """Where scans' cells and answers stand meanwhile: in the results' folder, until all is written there."""
+def _parts(out: Path | None) -> Iterator[Path]:
+    """Where the work stands: in the results' folder, so that it is done once; without one, nowhere that stays."""
     import shutil
     import tempfile
 
     if out is None:
-        say("without --out a run that is cut off begins anew")
         with tempfile.TemporaryDirectory(prefix="ctfoundry-search-") as folder:
             yield Path(folder)
         return
     out.mkdir(parents=True, exist_ok=True)
-    yield out / UNFINISHED
-    shutil.rmtree(out / UNFINISHED, ignore_errors=True)
+    yield out / PARTS
+    shutil.rmtree(out / PARTS / "phantoms", ignore_errors=True)  # gigabytes, and quickly drawn again
 
 
 def _otherwise(text: str, first: Looking, encoder: Encoder) -> Looking:

@@ -87,10 +87,10 @@ def measure(
 ) -> Result:
     """All methods over all pairs; with a calibration, how true its words are (unless it was made from these very scans).
 
-    parts : folder of unfinished work (`search_all`), which stays until who gave it removes it; None: one that is gone afterwards.
+    parts : folder in which the work stays (`search_all`); None: one that is gone afterwards.
     """
     failed = dict(gathered.failed)
-    with _unfinished(parts) as folder:
+    with _folder(parts) as folder:
         known = know(gathered.scans, folder, failed, tell)
         found = search_all(enough(known, failed), methods, structures, parts=folder, failed=failed, tell=tell, say=say)
     answers, first = found.answers, next(iter(methods))
@@ -110,7 +110,7 @@ def measure(
 
 
 @contextmanager
-def _unfinished(parts: Path | None) -> Iterator[Path]:
+def _folder(parts: Path | None) -> Iterator[Path]:
     if parts is not None:
         yield parts
         return
@@ -160,7 +160,7 @@ def published(
     if random is not None:
         methods["random weights"] = Way(at_one_mm(random), PUBLISHED)
     failed = dict(gathered.failed)
-    with _unfinished(parts) as folder:
+    with _folder(parts) as folder:
         known = enough(know(gathered.scans, folder, failed, tell), failed)
         source = next((k.id for k in known if "heart" in k.landmarks), None)
         if source is None:

@@ -100,7 +100,7 @@ def search_all(
     """Answers of all methods for all ordered pairs of patients, in one order; then the position guess and the best possible cell of
     the first method.
 
-    structures : only these. source : only from the scan of this id (as published). parts : folder of unfinished work; called again
+    structures : only these. source : only from the scan of this id (as published). parts : folder of the work; called again
     with it, what is finished there is kept. failed : takes scans that cannot be used, which then have no part in any method.
     Raises UsageError for fewer than two scans, DiskFullError where the disk is too small for the cells of one way.
     """
