@@ -112,6 +112,8 @@ def test_what_a_stranger_gets_wrong_is_named(data, tmp_path, command, monkeypatc
     asked = ("retrieve", "--index", out, "--query", ids[0], "--table", tmp_path / "t.csv", "--where")
     assert "columns: id (varchar), age (bigint)" in said(*asked, "alter > 5")
     assert command(*asked, "age > 60")["neighbours"] == []
+    (tmp_path / "t.csv").write_text("id;age\n7;50\n")
+    assert "none of its 1 ids is in the index" in said(*asked, "age > 5")
 
     # a scan and its labels in one folder, which is how single scans are passed on
     regions = command("embed", scan, "--model", model, "-o", tmp_path / "roi", "--roi", scan.parent)
@@ -141,6 +143,9 @@ def test_slices_of_a_vit_with_another_patch_and_two_indices_fused(data, tmp_path
     expected = {id: sum(1 / (60 + rank[id]) for rank in ranks) for id in ranks[0]}
     assert {n["id"]: n["score"] for n in fused} == pytest.approx(expected)
     assert [n["score"] for n in fused] == sorted(expected.values(), reverse=True)
+    command("embeddings", "remove", narrow, made["done"][1])
+    search = command("retrieve", "--index", vit, "--index", narrow, "--query", query)["search"]
+    assert search[2:] == [f"1 of {COUNT} scans are not in every index: what an index lacks ranks lower"]
 
 
 WITHOUT_TORCH = """

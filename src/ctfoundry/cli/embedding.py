@@ -180,6 +180,7 @@ def retrieve(
     vectors, models = _each(vector, len(index), "--vector"), _each(model, len(index), "--model")
     rankings: list[list[Neighbour]] = []
     described = []
+    held: list[set[str]] = []
     deep = k if len(index) == 1 else max(10 * k, 100)
     for folder, name, own in zip(index, vectors, models, strict=True):
         opened = load_index(folder, name)
@@ -190,11 +191,16 @@ def retrieve(
         searched = approximate.chosen(opened, how, graph, say=say)
         rankings.append(searched.nearest(asked, deep, without=without, within=None if chosen is None else chosen.ids))
         described.append(searched.described())
+        held.append(set(opened.ids))
         say(f"{folder.name}: {searched.described()}")
     if len(index) == 1:
         rows = [_row(n) for n in rankings[0]]
         columns: tuple[str, ...] = ("id", "similarity")
     else:
+        every = set.union(*held)
+        if alone := len(every - set.intersection(*held)):
+            described.append(f"{alone} of {len(every)} scans are not in every index: what an index lacks ranks lower")
+            say(described[-1])
         fused = fusion.fuse([[n.id for n in ranking] for ranking in rankings], k=fuse_k)[:k]
         each = [{n.id: n.similarity for n in ranking} for ranking in rankings]
         rows = [{"id": id, "score": score, "similarities": [own.get(id) for own in each]} for id, score in fused]
