@@ -6,6 +6,7 @@ confirm a guess. (The checksums inside a store are not salted: they hold its byt
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -68,7 +69,16 @@ def digest_of(hashes: Iterable[str]) -> str:
 
 
 def write_private(folder: Path, paths: Mapping[str, str]) -> None:
-    """Record which identifier stands for which path, beside what the file says already; only the owner may read it."""
+    """Record which identifier stands for which path, beside what the file says already; only the owner may read it.
+
+    Several may write at once: each waits for the folder's lock, which the kernel frees when its holder dies.
+    """
     path = folder / PRIVATE
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    files.write_json(path, dict(sorted((known | dict(paths)).items())), mode=0o600)
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        files.write_json(path, dict(sorted((known | dict(paths)).items())), mode=0o600)
+    finally:
+        os.close(handle)
