@@ -197,8 +197,8 @@ def retrieve(
         rows = [_row(n) for n in rankings[0]]
         columns: tuple[str, ...] = ("id", "similarity")
     else:
-        every = set.union(*held)
-        if alone := len(every - set.intersection(*held)):
+        every, common = set[str]().union(*held), held[0].intersection(*held)
+        if alone := len(every - common):
             described.append(f"{alone} of {len(every)} scans are not in every index: what an index lacks ranks lower")
             say(described[-1])
         fused = fusion.fuse([[n.id for n in ranking] for ranking in rankings], k=fuse_k)[:k]
