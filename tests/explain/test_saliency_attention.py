@@ -240,11 +240,12 @@ def test_where_it_does_not_apply_one_pass_a_box_remains(monkeypatch: pytest.Monk
 
 
 def test_a_map_that_disagrees_is_doubted() -> None:
-    fine = {"boxes": 12, "correlation": 0.99, "worst": 0.1}
+    fine = {"boxes": 12, "largest": 1e-5, "correlation": 0.99, "worst": 0.1}
     assert doubt(fine) is None
     assert doubt({"boxes": 0}) is None
     for wrong in ({"correlation": 0.5}, {"worst": 0.9}):
         assert "--mode exact" in str(doubt(fine | wrong))
+    assert "rounding" in str(doubt(fine | {"largest": 1e-14}))
 
 
 def test_places_are_numbered_row_by_row() -> None:

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 Mode = Literal["exact", "fast"]
 SAVE_SECONDS = 15.0
+ROUNDING = 1e-12
+"""Deviations below which vectors in float32, good to some 1e-7, tell nothing: a hundred times the square of that."""
 AGREES, FAR = 0.95, 0.3
 """Correlation with exact boxes below which, and largest difference over the largest deviation above which, a fast map is doubted."""
 
@@ -216,24 +218,29 @@ def changes(
 
 
 def agreement(ours: Float64[np.ndarray, "n"], true: Float64[np.ndarray, "n"]) -> dict[str, Any]:
-    """Correlation of two lists of deviations, and their largest difference over the largest true one."""
+    """Correlation of two lists of deviations, the largest true one, and their largest difference over it."""
     moved = len(true) > 2 and ours.std() > 0 and true.std() > 0
     return {
         "boxes": len(true),
+        "largest": float(np.abs(true).max()),
         "correlation": float(np.corrcoef(ours, true)[0, 1]) if moved else None,
         "worst": float(np.abs(ours - true).max() / max(float(np.abs(true).max()), 1e-30)),
     }
 
 
 def doubt(checked: dict[str, Any]) -> str | None:
-    """What to say where a fast map and the boxes computed exactly do not agree; None where they do, or nothing was compared."""
+    """What to say where a fast map and the boxes computed exactly do not agree, or where these are rounding; None where nothing is."""
     if not checked["boxes"] or checked["correlation"] is None:
         return None
+    if checked["largest"] < ROUNDING:
+        return (
+            f"{checked['boxes']} boxes turn the vector by less than float32 tells ({ROUNDING:g}): the map is rounding"
+        )
     if checked["correlation"] >= AGREES and checked["worst"] <= FAR:
         return None
     return (
-        f"the fast map does not agree with {checked['boxes']} boxes computed exactly (correlation {checked['correlation']:.2f}, "
-        f"largest difference {checked['worst']:.0%} of the largest): use --mode exact"
+        f"the fast map differs from {checked['boxes']} boxes computed exactly (correlation {checked['correlation']:.2f}, "
+        f"largest difference {checked['worst']:.0%} of the largest); --mode exact does not"
     )
 
 

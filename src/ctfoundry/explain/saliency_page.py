@@ -101,7 +101,7 @@ def make_page(
             page.Heading(f"{name}: {target}"),
             page.Figure(own, f"Saliency of {model}, planes through its maximum.", f"saliency map of {name}"),
         ]
-        sections += [page.Callout(f"{doubted}.", "Not to be relied on", "warning") for doubted in numbers["doubts"]]
+        sections += [page.Callout(f"{doubted}.", "To be read with care", "warning") for doubted in numbers["doubts"]]
         if other is not None:
             sections.append(page.Figure(other, "Random weights, the same planes.", f"random weights, {name}"))
         sections.append(
