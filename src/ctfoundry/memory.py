@@ -1,10 +1,12 @@
-"""Values kept by key in bounded memory: the least recently used are dropped first."""
+"""Values kept by key in bounded memory, the least recently used dropped first; how much memory there is."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from pathlib import Path
 from typing import Any
 
 
@@ -71,3 +73,12 @@ class Memory:
                 else:
                     del self._making[key]
         return found
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this machine, or the container around us, has."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no cgroup, or "max"
+        return total

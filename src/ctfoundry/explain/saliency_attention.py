@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ctfoundry.errors import ContractError
 from ctfoundry.geometry import Vec3
 from ctfoundry.models.rotary import rotate
 
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 
     Starts = Int[np.ndarray, "b 3"]
 
-CAP_BYTES = 16 * 2**30
-"""Memory above which a pass that keeps what gradients need is refused."""
 WEIGHT_BYTES = 2**27
 """Attention weights of a group of boxes that are held at a time."""
 RANDOM = 12
@@ -73,7 +70,7 @@ class AttentionPass:
     key : of the random directions.
     tell : called after each gradient with how many are done and how many there are.
 
-    Raises ContractError where that takes more than `CAP_BYTES`.
+    It takes `held_bytes` of memory.
     """
 
     def __init__(
@@ -88,16 +85,9 @@ class AttentionPass:
         self.network, self.x, self.target = network, x, target
         self.grid = np.array(x.shape[1:]) // network.patch
         self.prefix = 1 + network.storage_tokens.shape[1]
-        names = [level.name for level in network.levels]
-        self.depth = len(names) if target.how == "token" else names.index(target.level) + 1
+        self.depth = _depth(network, target)
         self.known, self.beside = directions(target, turned, key)
         self.tables = network.rope_embed_3D(self.grid.tolist())
-        need = held_bytes(self.tokens, network.width, self.depth, len(self.known) + len(self.beside))
-        if need > CAP_BYTES:
-            raise ContractError(
-                f"the base pass over {self.tokens} tokens keeps about {need / 2**30:.0f} GiB for its gradients",
-                do="crop the scan, take a coarser preparation or larger patches, or use the exact mode",
-            )
         self._kept: list[_Kept] = []
         self._gradients: list[_Gradients] = []
         self._look(tell)
@@ -254,9 +244,17 @@ def directions(
     return known, drawn - drawn @ known.T @ known
 
 
-def held_bytes(tokens: int, width: int, blocks: int, count: int) -> int:
-    """Memory of a base pass with what its gradients need (some 32 rows of `width` a block, measured), of `count` gradients and of what boxes need."""
-    return 4 * tokens * width * blocks * (32 + 4 + count)
+def held_bytes(network: FlexibleViT, shape: Vec3, target: Target, count: int) -> int:
+    """Memory of a base pass over a scan of `shape` with what its gradients need (some 32 rows of the width a block, measured), of `count`
+    gradients and of what boxes need."""
+    tokens = 1 + network.storage_tokens.shape[1] + int(np.prod(np.array(shape) // network.patch))
+    return 4 * tokens * network.width * _depth(network, target) * (32 + 4 + count)
+
+
+def _depth(network: FlexibleViT, target: Target) -> int:
+    """Blocks that the target's vector has passed."""
+    names = [level.name for level in network.levels]
+    return len(names) if target.how == "token" else names.index(target.level) + 1
 
 
 def _others(

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from ctfoundry.encoder import Encoder
-from ctfoundry.explain.saliency_attention import RANDOM, AttentionPass
+from ctfoundry.explain.saliency_attention import RANDOM, AttentionPass, held_bytes
 from ctfoundry.explain.saliency_local import LocalPass
 from ctfoundry.explain.saliency_target import Target
 from ctfoundry.geometry import Vec3
 from ctfoundry.keys import Key
+from ctfoundry.memory import machine_memory
 from ctfoundry.models.segresnet import SegResNetEncoder
 from ctfoundry.models.vit import FlexibleViT
 from ctfoundry.preparation import Prepared
@@ -34,6 +35,8 @@ FITTED = 8
 """Boxes that a transformer is run on exactly to learn in which directions its vector turns."""
 WORTH = 100
 """Boxes below which that costs about as much as running it on all."""
+SHARE_OF_MEMORY = 0.5
+"""Of the device, which the base pass of a transformer and its gradients may take."""
 
 
 @dataclass(frozen=True)
@@ -123,10 +126,20 @@ def fast_vectors(
         return Way(_by_slices(encoder, prepared, target, filled), "changed slices")
     if extent.mode == "cube" and extent.size is not None:
         in_one = all(n <= cube for n, cube in zip(prepared.x.shape[1:], extent.size, strict=True))
-    followed = isinstance(network, FlexibleViT) and network.axes == 3 and target.how in ("token", "weights")
-    if followed and in_one and len(some) >= WORTH:
+    able = in_one and target.how in ("token", "weights") and len(some) >= WORTH
+    if able and isinstance(network, FlexibleViT) and network.axes == 3:
+        shape = (prepared.x.shape[1], prepared.x.shape[2], prepared.x.shape[3])
+        need = held_bytes(network, shape, target, 2 + FITTED + RANDOM)
+        if need > SHARE_OF_MEMORY * _memory(prepared.x.device):
+            slow = exact_vectors(encoder, prepared, target, filled)
+            return Way(slow, f"one pass a box, because following tokens would take {need / 2**30:.3g} GiB")
         return _by_tokens(encoder, prepared, target, filled, size, some[:FITTED], key, tell)
     return None
+
+
+def _memory(device: torch.device) -> int:
+    """Bytes that the device has in all."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else machine_memory()
 
 
 def _by_reach(

@@ -23,6 +23,7 @@ from typing import Any, Protocol, TypeVar
 from ctfoundry.errors import UsageError
 from ctfoundry.ingest import task
 from ctfoundry.ingest.rules import LeftOut
+from ctfoundry.memory import machine_memory
 
 ATTEMPTS = 2
 """So often a job is given to a worker that dies."""
@@ -267,12 +268,3 @@ def limit_memory(memory: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (now + memory, hard))
     except (ImportError, OSError, StopIteration, ValueError) as error:
         warnings.warn(f"workers have no limit of memory here ({error})", stacklevel=2)
-
-
-def machine_memory() -> int:
-    """Bytes of memory that this machine, or the container around us, has."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # no cgroup, or "max"
-        return total
