@@ -215,6 +215,7 @@ def test_both_families_are_served_alike(tmp_path, serve, name):
 def test_a_scan_whose_file_is_gone_or_another_one_is_unavailable(tmp_path, serve):
     small = build(tmp_path, worlds.tiny(), count=3)
     small.files[0].unlink()
+    before = small.files[1].read_bytes()
     small.files[1].write_bytes(small.files[2].read_bytes())
     served = serve(folder=small.folder)
     with served.client() as client:
@@ -225,11 +226,24 @@ def test_a_scan_whose_file_is_gone_or_another_one_is_unavailable(tmp_path, serve
         )
         gone, other = (client.get(f"/api/scans/{name}") for name in small.names[:2])
         assert (gone.status_code, other.status_code) == (410, 410)
-        assert "another one" in other.json()["error"]["what"]
+        assert other.json()["error"]["what"] == "its file has changed since it was embedded"
         assert str(tmp_path) not in gone.text + other.text
         centre = client.get(f"/api/scans/{small.names[2]}").json()["centre"]
     events = served.job(kind="search", scan=small.names[2], point=centre, targets=small.names)
     assert [e["scan"] for e in events if e["type"] == "missed"] == small.names[:2]
+    # once read, the list says it too, and searches leave it out
+    with served.client() as client:
+        line = client.get("/api/scans").json()["scans"][1]
+        assert (line["id"], line["state"], line["problem"]) == (
+            small.names[1], "unavailable", "its file has changed since it was embedded",
+        )  # fmt: skip
+    events = served.job(kind="search", scan=small.names[2], point=centre)
+    assert [e["type"] for e in events if e["type"] in ("hit", "missed")] == ["hit"]
+    # a file that is the old one again is shown again
+    small.files[1].write_bytes(before)
+    with served.client() as client:
+        assert client.get("/api/scans").json()["scans"][1]["state"] == "ready"
+        assert client.get(f"/api/scans/{small.names[1]}").status_code == 200
     # where they lie now can be said
     moved = tmp_path / "moved.nii.gz"
     moved.write_bytes(small.files[2].read_bytes())

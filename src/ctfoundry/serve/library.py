@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import stat
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from ctfoundry.memory import Memory
 from ctfoundry.retrieval.sources import Source, resolve, without_paths
 from ctfoundry.serve.offers import Offer, offered
 from ctfoundry.serve.picture import Shown, shown, thumbnail
+
+
+CHANGED = "its file has changed since it was embedded"
 
 
 class UnknownError(CTFoundryError):
@@ -47,6 +51,16 @@ class Entry:
         if self.path is None:
             return "its file is not known to this server"
         return "" if place_of(self.path)[0].exists() else "its file is gone"
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    """Tells whether a file was written since; None for folders, which do not tell it, and for what is gone."""
+    place = place_of(path)[0]
+    try:
+        about = place.stat()
+    except OSError:
+        return None
+    return (about.st_mtime_ns, about.st_size) if stat.S_ISREG(about.st_mode) else None
 
 
 def private_paths(folder: Path) -> dict[str, str]:
@@ -82,6 +96,7 @@ class Library:
             self._entries.setdefault(id, Entry(id, source.path, False, source))
         self._memory = memory
         self._uploads: dict[str, Shown] = {}
+        self._changed: dict[str, tuple[int, int]] = {}
         self._most, self._most_bytes = uploads, upload_bytes
         self._lock = threading.Lock()
         self._reading = threading.Semaphore(2)  # more at once would only take more memory
@@ -105,7 +120,7 @@ class Library:
         """A line of the list of scans."""
         if id in self._uploads:
             return {"id": id, "state": "upload", "problem": "", "indexed": False}
-        problem = self._entry(id).problem()
+        problem = self._problem(self._entry(id))
         return {
             "id": id,
             "state": "unavailable" if problem else "ready",
@@ -114,8 +129,16 @@ class Library:
         }
 
     def available(self, id: str) -> bool:
-        """Whether the voxels of a scan should be there."""
-        return id in self._uploads or (id in self._entries and not self._entries[id].problem())
+        """Whether the voxels of a scan should be there, as far as is known without reading it."""
+        return id in self._uploads or (id in self._entries and not self._problem(self._entries[id]))
+
+    def readable(self, id: str) -> bool:
+        """Whether the voxels of a scan are there; it is read for that."""
+        try:
+            self.scan(id)
+        except CTFoundryError:
+            return False
+        return True
 
     def scan(self, id: str) -> Shown:
         """A scan with its voxels; raises UnknownError and GoneError."""
@@ -166,15 +189,18 @@ class Library:
             raise UnknownError("there is no scan of this id", do="go back to the list of scans")
         return entry
 
+    def _problem(self, entry: Entry) -> str:
+        """Why a scan cannot be shown, also where only reading it told; a file that was written since is given another chance."""
+        stamp = self._changed.get(entry.id)
+        return entry.problem() or (CHANGED if stamp and entry.path and _stamp(entry.path) == stamp else "")
+
     def _read(self, entry: Entry) -> tuple[Shown, int]:
         problem = entry.problem()
         if problem or entry.path is None:
             raise GoneError(problem, do="start the server with --scans FOLDER, where the file now lies")
         with self._reading:
             try:
-                source = entry.source or next((s for s in resolve([entry.path]).scans if s.scan.id == entry.id), None)
-                if source is None:
-                    raise GoneError("its file is another one than when it was embedded", do="embed it again")
+                source = entry.source or self._found(entry.id, entry.path)
                 made = shown(source.scan.read())
             except GoneError:
                 raise
@@ -183,6 +209,16 @@ class Library:
             except OSError as error:
                 raise GoneError(f"its file cannot be read ({error.strerror})") from None
         return made, made.nbytes
+
+    def _found(self, id: str, path: str) -> Source:
+        """The scan as it lies there; raises GoneError where the file is another one now, and remembers that until it is written again."""
+        stamp, found = _stamp(path), resolve([path]).scans
+        source = next((s for s in found if s.scan.id == id), None)
+        if source is None:
+            if found and stamp:  # a file that cannot be read may be read the next time
+                self._changed[id] = stamp
+            raise GoneError(CHANGED, do="embed it again")
+        return source
 
 
 def read_upload(path: Path, cap: int, name: str | None = None) -> Shown | Offer:
