@@ -21,7 +21,6 @@ from ctfoundry.retrieval.sources import Source, resolve, without_paths
 from ctfoundry.serve.offers import Offer, offered
 from ctfoundry.serve.picture import Shown, shown, thumbnail
 
-
 CHANGED = "its file has changed since it was embedded"
 
 
