@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import resource
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import duckdb
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from ctfoundry import files
+from ctfoundry.errors import DiskFullError, ReadError
 
 _WRITER = """
 import sys, time
@@ -152,3 +159,56 @@ def test_a_place_that_cannot_be_written_is_named_not_its_temporary_file(tmp_path
     with pytest.raises(OSError, match="Read-only") as caught:
         write(tmp_path / "out.json", b"x")
     assert caught.value.filename == str(tmp_path / "out.json")
+
+
+def test_arrays_are_as_numpy_writes_them(tmp_path):
+    row = np.dtype([("id", "S4"), ("n", "<i8", (2,))])
+    for array in (np.arange(6.0).reshape(2, 3).T, np.zeros((0, 4), "<f4"), np.ones(3, row), np.array(5, ">i2")):
+        files.write_npy(tmp_path / "a.npy", array)
+        read = np.load(tmp_path / "a.npy", allow_pickle=False)
+        assert (read.dtype, read.shape) == (array.dtype, array.shape)
+        np.testing.assert_array_equal(read, array)
+
+
+@contextlib.contextmanager
+def no_room() -> Iterator[None]:
+    """No file of this process grows over 4 KiB: `ulimit -f`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda place: place.write_bytes(bytes(9_000)),
+        lambda place: save_file({"a": np.zeros(2_000)}, place),
+        lambda place: duckdb.sql(f"COPY (SELECT random() FROM range(2000)) TO '{place}' (FORMAT parquet)"),
+    ],
+    ids=["python", "safetensors", "duckdb"],
+)
+def test_where_a_file_cannot_grow_that_is_said_whoever_writes(tmp_path, write):
+    said = r"a\.parquet: a file may not grow to that size\n  -> make room"
+    with no_room(), pytest.raises(DiskFullError, match=said), files.whole(tmp_path / "a.parquet") as part:
+        write(part)
+    files.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error", [ReadError("No space left on device, it says"), OSError(2, "gone"), ValueError("bad")]
+)
+def test_other_errors_stay_what_they_are(tmp_path, error):
+    with pytest.raises(type(error)) as raised, files.whole(tmp_path / "a"):
+        raise error
+    assert raised.value is error
+
+
+def test_sweep_of_one_file_leaves_those_of_others(tmp_path):
+    for name in (".ctfoundry-part-1-a.json", "tmp_.ctfoundry-part-2-a.json", ".ctfoundry-part-3-b.json", "a.json"):
+        (tmp_path / name).touch()
+    assert files.sweep(tmp_path, "a.json") == 2
+    assert {place.name for place in tmp_path.iterdir()} == {".ctfoundry-part-3-b.json", "a.json"}

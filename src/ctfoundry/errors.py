@@ -66,6 +66,10 @@ class NotAScanError(ReadError):
     """The file is readable but is not one CT volume (a label map, a 4D series, a localizer, a report ...)."""
 
 
+class DiskFullError(CTFoundryError):
+    """There is no room for what has to be written; `what` holds no path."""
+
+
 class ContractError(CTFoundryError):
     """A volume or a tensor breaks what a preparation or an encoder was made for."""
 

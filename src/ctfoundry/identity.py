@@ -79,6 +79,7 @@ def write_private(folder: Path, paths: Mapping[str, str]) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         known = json.loads(path.read_text()) if path.is_file() else {}
-        files.write_json(path, dict(sorted((known | dict(paths)).items())), mode=0o600)
+        if not path.is_file() or known | dict(paths) != known:
+            files.write_json(path, dict(sorted((known | dict(paths)).items())), mode=0o600)
     finally:
         os.close(handle)

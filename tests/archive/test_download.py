@@ -21,8 +21,8 @@ from archive.conftest import Archive
 from ctfoundry.archive import Rules, build, read_cohort
 from ctfoundry.archive import download as downloads
 from ctfoundry.archive.cohort import Cohort
-from ctfoundry.archive.download import DiskFullError, Transfer, download, manifest
-from ctfoundry.errors import UsageError
+from ctfoundry.archive.download import Transfer, download, manifest
+from ctfoundry.errors import DiskFullError, UsageError
 
 pytestmark = pytest.mark.xdist_group("s3")
 BUCKET = "made-up-bucket"

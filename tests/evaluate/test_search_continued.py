@@ -16,9 +16,8 @@ import pytest
 import worlds
 from ctfoundry import files, io
 from ctfoundry.adapt.cases import LabelledScan, scan_of
-from ctfoundry.archive.download import DiskFullError
 from ctfoundry.encoder import Encoder
-from ctfoundry.errors import ReadError, UsageError
+from ctfoundry.errors import DiskFullError, ReadError, UsageError
 from ctfoundry.evaluate import search as measured
 from ctfoundry.evaluate import search_arrays
 from ctfoundry.evaluate.search_cases import Gathered, know, labelled_scans, phantom_scans

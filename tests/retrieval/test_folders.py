@@ -23,9 +23,10 @@ from ctfoundry.errors import StoreError, UsageError
 from ctfoundry.ingest import Inline, Local
 from ctfoundry.retrieval import approximate, folders, matrix, parts
 from ctfoundry.retrieval import embed as embedding
-from ctfoundry.retrieval.cards import Settings, vector_names
+from ctfoundry.retrieval.cards import Settings
 from ctfoundry.retrieval.embed import ModelOf, Scan, embed, load_index
 from ctfoundry.retrieval.index import Index
+from ctfoundry.retrieval.parts import vector_names
 from ctfoundry.settings import to_data
 
 C = 24

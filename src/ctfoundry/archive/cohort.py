@@ -164,7 +164,7 @@ def _write(base: duckdb.DuckDBPyConnection, query: str, cohort: Cohort) -> Cohor
         try:
             base.execute(
                 f"COPY (SELECT *, row_number() OVER () AS place FROM ({query})) TO {quoted(str(part))} "
-                f"(FORMAT parquet, KV_METADATA {{{pairs}}})"
+                f"(FORMAT parquet, USE_TMP_FILE false, KV_METADATA {{{pairs}}})"
             )
             (count,) = base.execute(f"SELECT count(*) FROM read_parquet({quoted(str(part))})").fetchall()[0]
         except duckdb.Error as error:

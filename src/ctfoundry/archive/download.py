@@ -19,7 +19,7 @@ from typing import Any
 
 from ctfoundry import files
 from ctfoundry.archive.cohort import Cohort
-from ctfoundry.errors import CTFoundryError, UsageError
+from ctfoundry.errors import CTFoundryError, DiskFullError, UsageError
 
 LOG = "download.jsonl"
 """One line for each series that is there, written when it has been checked."""
@@ -68,10 +68,6 @@ class Outcome:
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     bytes: int = 0
-
-
-class DiskFullError(CTFoundryError):
-    """There is no room for the next series."""
 
 
 class _FinalError(Exception):

@@ -64,7 +64,6 @@ def embed(
     seed: Seed = 0,
 ) -> None:
     """Embed scans into a folder that `retrieve` searches. Many may fill one folder at once."""
-    from ctfoundry import identity
     from ctfoundry.record import Record
     from ctfoundry.retrieval import embed as embedding
     from ctfoundry.retrieval import folders
@@ -98,12 +97,12 @@ def embed(
         encoder,
         out,
         settings,
+        paths=found.paths,
         progress=_progress(len(found.scans)),
         executor=_executor(executor, address, workers),
         model=how,
         say=say,
     )
-    identity.write_private(out, found.paths)
     tables = folders.export(out, export, names=names) if export else []
     cases = folders.challenge_layout(out, names=names) if layout else []
     failed = outcome.failed | found.failed

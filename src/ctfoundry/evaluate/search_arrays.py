@@ -6,11 +6,10 @@ stands and the sizes hold, all of the set is whole; anything else counts as not 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 
 from ctfoundry import files
+from ctfoundry.errors import DiskFullError
 from ctfoundry.geometry import Grid
 from ctfoundry.retrieval.search_maps import Scene
 
@@ -25,19 +25,16 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 ABOUT = "about.json"
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write(folder: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any] = {}) -> int:
     """Write a set; returns its bytes. Raises DiskFullError where the disk is full."""
     sizes = {}
-    with or_full(folder):
+    with files.or_full(folder):
         (folder / ABOUT).unlink(missing_ok=True)  # of a set that was here
         for name, array in arrays.items():
-            path, whole = folder / f"{name}.npy", np.ascontiguousarray(array)
-            with files.whole(path, mode=0o600) as part, open(part, "wb") as stream:
-                np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(whole))
-                stream.write(whole.data)  # np.save would not say why it could not write
+            path = folder / f"{name}.npy"
+            files.write_npy(path, array, mode=0o600)
             sizes[name] = path.stat().st_size
         files.write_json(folder / ABOUT, {"bytes": sizes, **about})
     return sum(sizes.values())
@@ -69,36 +66,18 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, data: Any) -> None:
     """Plain values. Raises DiskFullError where the disk is full."""
-    with or_full(path.parent):
-        files.write_json(path, data, mode=0o600)
-
-
-@contextlib.contextmanager
-def or_full(folder: Path) -> Iterator[None]:
-    """Say what to do where the block finds the disk full."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL:
-            raise _full(folder, "the disk is full") from error
-        raise
+    files.write_json(path, data, mode=0o600)
 
 
 def check_room(folder: Path, need: float, what: str) -> None:
     """Raise DiskFullError where fewer than `need` bytes are free."""
     free = shutil.disk_usage(folder).free
     if need > free:
-        raise _full(folder, f"{what} need about {need / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free")
-
-
-def _full(folder: Path, what: str) -> Exception:
-    from ctfoundry.archive.download import DiskFullError
-
-    return DiskFullError(
-        what,
-        where=folder,
-        do="make room, or give another --out; run again with the same --out, what was finished stays",
-    )
+        raise DiskFullError(
+            f"{what} need about {need / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free",
+            where=folder,
+            do="make room, or give another --out; run again with the same --out, what was finished stays",
+        )
 
 
 # ---------------------------------------------------------------------- scenes

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ctfoundry import files
 from ctfoundry.errors import StoreError
 from ctfoundry.geometry import Vec3
-from ctfoundry.retrieval import parts
 from ctfoundry.settings import to_data
 
 if TYPE_CHECKING:
@@ -120,15 +120,15 @@ def held_levels(card: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(card["settings"]["levels"])
 
 
-def vector_names(out: Path) -> list[str]:
-    """Names of the vectors that a folder holds, the default one first; regions of interest are read off the parts."""
-    settings = read_card(out)["settings"]
-    found = list(settings["vectors"])
-    found += ["window"] if settings["window"] is not None else []
-    found += ["slice"] if settings["slices"] else []
-    if settings["roi"]:
-        found += sorted({row["vector"] for row in parts.rows(out)} - set(found))
-    return found
+def mark(card: Mapping[str, Any]) -> str:
+    """A digest of what `check_same` compares, of a card as `read_card` gives it: parts say by it whose they are.
+
+    Settings count where they are not the usual ones, so that one which comes later leaves the marks of older parts as they are.
+    """
+    model = {key: with_one_patch(card["model"].get(key)) for key in SAME_VECTORS}
+    usual = to_data(STANDARD)
+    settings = {key: value for key, value in card["settings"].items() if value != usual.get(key)}
+    return files.digest({"model": model, "settings": settings})[:16]
 
 
 def check_same(a: Path, b: Path) -> Sequence[str]:

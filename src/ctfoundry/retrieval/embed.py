@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ctfoundry import files
+from ctfoundry import files, identity
 from ctfoundry.encoder import POOLS, WHOLE_CAP_BYTES, Encoder, Windows, roi_vectors
-from ctfoundry.errors import ContractError, CTFoundryError, StoreError, UsageError
+from ctfoundry.errors import ContractError, CTFoundryError, DiskFullError, StoreError, UsageError
 from ctfoundry.geometry import to_world
 from ctfoundry.infer import passes
 from ctfoundry.infer.passes import Precision
@@ -36,10 +36,9 @@ from ctfoundry.retrieval.cards import (
     how_they_differ,
     read_card,
     same_model,
-    vector_names,
 )
 from ctfoundry.retrieval.index import Index
-from ctfoundry.retrieval.parts import Row
+from ctfoundry.retrieval.parts import Row, vector_names
 from ctfoundry.retrieval.search_maps import default_levels
 from ctfoundry.settings import to_data
 from ctfoundry.volume import Volume
@@ -105,12 +104,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Made:
-    """The vectors of one scan, or why there are none; `doubt` : see `doubt`."""
+    """The vectors of one scan, or why there are none; `doubt` : see `doubt`; `full` : there was no room for its maps."""
 
     rows: tuple[Row, ...] = ()
     vectors: np.ndarray | None = None
     failed: str = ""
     doubt: str = ""
+    full: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,7 @@ def embed(
     out: Path,
     settings: Settings = STANDARD,
     *,
+    paths: Mapping[str, str] = {},
     progress: Callable[[str], None] = lambda _: None,
     executor: Executor | None = None,
     model: ModelOf | None = None,
@@ -157,8 +158,10 @@ def embed(
 
     With an `executor` (`ingest.Local`, `ingest.cluster.Cluster`) its workers do it, each with the encoder that `model` names,
     which has to be the same as `encoder`; this process writes. `progress` is called with the id of each scan that is over.
+    `paths` (id to path) goes into the folder's private file before the first vector, so that a run that is stopped leaves no scan
+    without its place.
 
-    Raises StoreError when `out` holds embeddings of another encoder or other settings.
+    Raises StoreError when `out` holds embeddings of another encoder or other settings, DiskFullError.
     """
     if executor is not None and model is None:
         raise UsageError("workers need to know how the encoder is loaded (model=)")
@@ -167,9 +170,14 @@ def embed(
     outcome = Outcome()
     pending = _Pending(out, outcome)
 
+    def is_there(scan: Scan) -> bool:
+        return there.get(scan.id) == scan.digest and not (
+            settings.grids and grids.lacking(out, scan.id, settings.levels, scan.voxels or scan.digest)
+        )
+
     def fresh() -> Iterator[Scan]:
         for scan in scans:
-            if there.get(scan.id) == scan.digest:
+            if is_there(scan):
                 outcome.skipped.append(scan.id)
                 progress(scan.id)
             else:
@@ -177,6 +185,8 @@ def embed(
 
     with parts.writing(out):
         there = parts.catalogue(out).scans()
+        if paths:
+            identity.write_private(out, paths)
         try:
             if executor is None:
                 for scan in fresh():
@@ -206,7 +216,9 @@ class _Pending:
         self._since = time.monotonic()
 
     def add(self, scan: Scan, made: Made) -> None:
-        """Take in what came of a scan; writes when it is time."""
+        """Take in what came of a scan; writes when it is time. Raises DiskFullError."""
+        if made.full:  # no other scan would fare better
+            raise DiskFullError(made.failed, where=self._out, do=files.FULL)
         if made.vectors is None:
             self._outcome.failed[scan.id] = made.failed
         else:
@@ -257,13 +269,19 @@ def _settled(out: Path, encoder: Encoder, settings: Settings) -> Settings:
 def open_folder(out: Path, encoder: Encoder, settings: Settings) -> Settings:
     """Make the folder, or check that it is for this encoder and these settings; returns them with nothing left open.
 
-    Raises StoreError.
+    Raises StoreError, also where there are parts and no card says whose they are.
     """
     if out.exists() and not out.is_dir():
         raise StoreError("is a file, not a folder for embeddings", where=out, do="choose another name")
     settled = _settled(out, encoder, settings)
     card = {"model": to_data(encoder.card), "settings": to_data(settled)}
     if not (out / "card.json").is_file():
+        if parts.names(out) and not (out / "card.json").is_file():  # looked for again: somebody may just have begun
+            raise StoreError(
+                "holds embeddings, but no card.json that says which model and settings made them",
+                where=out,
+                do="put its card.json back (a folder of the same model and settings has the same), or choose another folder",
+            )
         files.create_once(out / "card.json", (json.dumps(card, indent=1, allow_nan=False) + "\n").encode())
     if not fits(out, encoder, settings):
         there = read_card(out)
@@ -307,7 +325,9 @@ def _made(scan: Scan, encoder: Encoder, settings: Settings, out: Path) -> Made:
         volume = scan.read()
         found = list(_vectors(scan, volume, encoder, settings, out))
     except CTFoundryError as error:
-        return Made(failed=error.what)  # not where: that is a path, and this goes into run.json
+        return Made(
+            failed=error.what, full=isinstance(error, DiskFullError)
+        )  # not where: that is a path, and this goes into run.json
     except Exception as error:  # a defect in reading one scan must not take the others with it
         text = str(error).partition("\n")[0]  # unless it may hold a path
         return Made(failed=type(error).__name__ + (f": {text}" if text and "/" not in text else ""))
@@ -438,6 +458,12 @@ def load_index(out: Path, vector: str | None = None) -> Index:
     found = matrix.open_matrix(out, wanted)
     index = Index.from_matrix(found, wanted)
     if not len(index):
+        if not parts.catalogue(out).scans():
+            raise StoreError(
+                "holds no scan: all were taken out" if parts.names(out) else "holds no scan yet",
+                where=out,
+                do="embed scans into it",
+            )
         held = ", ".join(vector_names(out))
         raise StoreError(f"holds no vector {wanted!r}", where=out, do=f"it holds {held}" if held else None)
     return index

@@ -15,8 +15,8 @@ import numpy as np
 from ctfoundry import files, identity
 from ctfoundry.errors import StoreError, UsageError
 from ctfoundry.retrieval import grids, parts
-from ctfoundry.retrieval.cards import check_same, held_levels, read_card, vector_names
-from ctfoundry.retrieval.parts import Row
+from ctfoundry.retrieval.cards import check_same, held_levels, read_card
+from ctfoundry.retrieval.parts import Row, vector_names
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -53,8 +53,9 @@ def compact(out: Path) -> int:
     with parts.writing(out, alone=True):
         old = list(parts.names(out))
         for name, rows, vectors in _living(out):
-            if len(rows) < len(parts.header(out, name).rows()):
-                parts.write(out, rows, vectors)
+            head = parts.header(out, name)
+            if len(rows) < len(head.rows()):
+                parts.write(out, rows, vectors, head.card)
         known = parts.catalogue(out)
         for name in old:
             head = parts.header(out, name)
@@ -68,10 +69,12 @@ def merge(out: Path, sources: Sequence[Path]) -> dict[str, int]:
     """Put the scans of other folders into `out`, made when it is missing; returns how many came from each.
 
     A scan that is there with the same content is left alone, so a merge that was killed can be run again. Raises StoreError for
-    folders of another model or other settings, before anything is written.
+    folders of another model or other settings, and where `out` holds other things, before anything is written.
     """
     if not sources:
         raise UsageError("nothing to merge")
+    if _holds_other_things(out):
+        raise StoreError("is no folder of embeddings, and not empty", where=out, do="merge into a new folder")
     first = out if (out / "card.json").is_file() else sources[0]
     for source in sources:
         check_same(first, source)
@@ -98,9 +101,16 @@ def merge(out: Path, sources: Sequence[Path]) -> dict[str, int]:
     return counts
 
 
+def _holds_other_things(out: Path) -> bool:
+    if (out / "card.json").is_file() or not out.exists():
+        return False
+    return not out.is_dir() or any(not place.name.startswith(".") for place in out.iterdir())
+
+
 def _living(out: Path) -> Iterator[tuple[str, list[Row], Float[np.ndarray, "n c"]]]:
-    """Part by part the rows that count, and their vectors."""
+    """Part by part the rows that count, and their vectors. Raises StoreError where a part's are of another width than the first's."""
     known = parts.catalogue(out)
+    width = 0
     for name in parts.names(out):
         head = parts.header(out, name)
         if not any(known.counts(id, digest, name) for id, digest in head.scans):
@@ -111,7 +121,10 @@ def _living(out: Path) -> Iterator[tuple[str, list[Row], Float[np.ndarray, "n c"
                 places.append(place)
                 centre, box = row["centre"], row["box"]
                 rows.append(Row(row["id"], row["digest"], row["vector"], centre and tuple(centre), box and tuple(box)))
-        yield name, rows, parts.vectors(out, name)[places]
+        vectors = parts.vectors(out, name)[places]
+        width = width or vectors.shape[1]
+        parts.check_width(out, name, vectors.shape[1], width)
+        yield name, rows, vectors
 
 
 def _copy_grid(source: Path, out: Path, id: str) -> None:
@@ -144,8 +157,7 @@ def export(out: Path, kind: str, *, names: bool = False) -> list[Path]:
         with files.whole(place, mode=0o600 if names else 0o644) as part:
             found = _write_csv(out, vector, part, own, numbers=kind != "npy")
         if kind == "npy":
-            with files.whole(target) as part, open(part, "wb") as stream:
-                np.save(stream, np.concatenate(found) if found else np.zeros((0, 0), np.float32), allow_pickle=False)
+            files.write_npy(target, np.concatenate(found) if found else np.zeros((0, 0), np.float32))
         elif kind == "parquet":
             _to_parquet(place, target, 0o600 if names else 0o644)
             place.unlink()
@@ -213,7 +225,8 @@ def _to_parquet(place: Path, target: Path, mode: int) -> None:
         typed = ", ".join(f"'{c}': '{kinds[c]}'" for c in columns)
         source, goal = (str(p).replace("'", "''") for p in (place, part))
         base.execute(
-            f"COPY (SELECT * FROM read_csv('{source}', header = true, columns = {{{typed}}})) TO '{goal}' (FORMAT parquet)"
+            f"COPY (SELECT * FROM read_csv('{source}', header = true, columns = {{{typed}}})) TO '{goal}' "
+            "(FORMAT parquet, USE_TMP_FILE false)"
         )
 
 

@@ -13,7 +13,6 @@ more columns hold ``m . (x - m)``. Rows are filled with zeros to a multiple of 3
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import re
@@ -27,7 +26,7 @@ import numpy as np
 import torch
 
 from ctfoundry import files
-from ctfoundry.errors import StoreError
+from ctfoundry.errors import DiskFullError, StoreError
 from ctfoundry.retrieval import parts
 
 if TYPE_CHECKING:
@@ -42,8 +41,6 @@ EXTRA, MULTIPLE = 3, 32
 BLOCK = 8192
 """Rows that are converted at once."""
 FILES = ("f32", "bf16", "rows", "scans")
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What an OSError says where a file cannot grow: a full disk takes the search nothing but its speed."""
 
 ROW = np.dtype(
     [("scan", "<i4"), ("part", "<i4"), ("row", "<i4"), ("box", "<i4", (6,)), ("norm", "<f8"), ("centre", "<f8", (3,))]
@@ -165,8 +162,8 @@ def open_matrix(out: Path, vector: str) -> Matrix:
                 try:
                     with parts.locked(out, "matrix"):
                         manifest = _brought_up(out, vector)
-                except OSError as error:
-                    if error.errno not in (*files.READ_ONLY, *NO_ROOM):
+                except (OSError, DiskFullError) as error:  # a full disk takes the search nothing but its speed
+                    if isinstance(error, OSError) and error.errno not in (*files.READ_ONLY, *files.NO_ROOM):
                         raise
                     return _collected(out, vector)
             return _mapped(out, manifest)
@@ -224,7 +221,7 @@ def _made(out: Path, vector: str, there: dict[str, int]) -> Manifest:
         known.add(parts.header(out, name))
     begun = list(_chosen(out, vector, list(there), known, most=8 * BLOCK))
     for name, _, block in begun:
-        _check(out, name, block, begun[0][2].shape[1])
+        parts.check_width(out, name, block.shape[1], begun[0][2].shape[1])
     if not begun:
         channels, centre = 0, np.zeros(0)
     else:
@@ -235,7 +232,7 @@ def _made(out: Path, vector: str, there: dict[str, int]) -> Manifest:
         for kind in FILES:
             _place(out, empty, kind).write_bytes(b"")
         made = _extended(out, empty, list(there), there, known)
-    except OSError:
+    except (OSError, DiskFullError):
         for kind in FILES:
             _place(out, empty, kind).unlink(missing_ok=True)
         raise
@@ -269,7 +266,7 @@ def _extended(
             for _, listed, block in _chosen(out, manifest.vector, [name], known):
                 if channels == 0:
                     raise _NoCentreError
-                _check(out, name, block, channels)
+                parts.check_width(out, name, block.shape[1], channels)
                 half, norms, found = rounded(block, centre)
                 rows = _rows(len(block))
                 rows["scan"] = [line[row["id"], row["digest"]] for row in listed]
@@ -297,15 +294,6 @@ def _extended(
 
 def _commit(out: Path, manifest: Manifest) -> None:
     files.write_json(out / f"{_stem(manifest.vector)}.json", asdict(manifest))
-
-
-def _check(out: Path, name: str, block: np.ndarray, channels: int) -> None:
-    if block.shape[1] != channels:
-        raise StoreError(
-            f"its vectors have {block.shape[1]} numbers, the others {channels}",
-            where=out / "parts" / name,
-            do="remove it and embed again",
-        )
 
 
 def _chosen(
@@ -343,7 +331,7 @@ def _collected(out: Path, vector: str) -> Matrix:
     if not found:
         return in_memory(np.zeros((0, 1), np.float32))
     for name, _, block in found:
-        _check(out, name, block, found[0][2].shape[1])
+        parts.check_width(out, name, block.shape[1], found[0][2].shape[1])
     made = in_memory(np.concatenate([block for _, _, block in found]))
     scans: list[tuple[str, str | None, str]] = []
     for i, (name, row) in enumerate((name, row) for name, listed, _ in found for row in listed):

@@ -62,8 +62,7 @@ def merged(table: np.ndarray, rows: Iterable[np.ndarray]) -> np.ndarray:
 
 def write(path: Path, table: np.ndarray) -> None:
     """Write the table as the whole file `path`."""
-    with files.whole(path) as part, open(part, "wb") as stream:
-        np.save(stream, table, allow_pickle=False)
+    files.write_npy(path, table)
 
 
 def read(path: Path) -> np.ndarray | None:
