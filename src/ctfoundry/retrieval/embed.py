@@ -325,9 +325,8 @@ def _made(scan: Scan, encoder: Encoder, settings: Settings, out: Path) -> Made:
         volume = scan.read()
         found = list(_vectors(scan, volume, encoder, settings, out))
     except CTFoundryError as error:
-        return Made(
-            failed=error.what, full=isinstance(error, DiskFullError)
-        )  # not where: that is a path, and this goes into run.json
+        # not where: that is a path, and this goes into run.json
+        return Made(failed=error.what, full=isinstance(error, DiskFullError))
     except Exception as error:  # a defect in reading one scan must not take the others with it
         text = str(error).partition("\n")[0]  # unless it may hold a path
         return Made(failed=type(error).__name__ + (f": {text}" if text and "/" not in text else ""))
