@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import worlds
-from ctfoundry import io, zoo
+from ctfoundry import files, io, zoo
 from ctfoundry.cli.evaluate_search import _otherwise
 from ctfoundry.encoder import Encoder
 from ctfoundry.errors import UsageError
@@ -167,6 +167,10 @@ def test_a_bad_scan_is_named_and_the_others_are_measured(data, tmp_path, command
         patch.setattr("ctfoundry.evaluate.search_report.report", stop)
         assert command(*asked, "--data", scans, "-o", out, fails=True)[0] == 130
     assert {p.name for p in out.iterdir()} == {"parts"}
+    (out / "parts" / "ways" / "stopped" / "cells" / "x").mkdir(parents=True)  # of a way that nobody asks for again
+    with files.alone(out / "parts"):
+        code, said = command(*asked, "--data", scans, "-o", out, fails=True)
+    assert (code, "another run works here" in said) == (1, True)
     with monkeypatch.context() as patch:
         patch.setattr("ctfoundry.evaluate.search_walk.scene", stop)  # what was seen is not looked at again
         code, said = command(*asked, "--data", scans, "-o", out, fails=True)
@@ -174,6 +178,7 @@ def test_a_bad_scan_is_named_and_the_others_are_measured(data, tmp_path, command
     assert f"failed: P02 ({scans / 'case1'}): holds 1 CTs and 0 label maps" in said
     assert f"failed: P03 ({scans / 'case2'})" in said
     assert {p.name for p in out.iterdir()} == {"search.json", "report.html", "run.json", "parts"}
+    assert not list(out.rglob("cells")), "nobody needs them any more"
     first = (out / "search.json").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr("ctfoundry.evaluate.search_walk.scene", stop)

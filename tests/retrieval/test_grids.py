@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
 import worlds
@@ -81,10 +84,22 @@ def test_numbers_too_large_for_half_precision_are_stored_in_single(tmp_path):
     np.testing.assert_array_equal(wide.data, data)
 
 
+@pytest.mark.parametrize(("factor", "offset"), [(1e-7, 0.0), (1.0, 300.0), (1e30, 0.0)])
+def test_maps_that_half_precision_would_blur_are_stored_in_single(tmp_path, factor, offset):
+    """Small numbers lose their digits, and so does what differs little from a large one; a search in them would be another one."""
+    data = torch.from_numpy(np.random.default_rng(0).normal(size=(4, 3, 5, 5)).astype(np.float32))
+    one = FeatureMap(data * factor + offset, np.eye(4), torch.ones(3, 5, 5, dtype=torch.bool), "one")
+    grids.write(tmp_path, "s", [one], "digest")
+    (found,) = grids.read(tmp_path, "s", ["one"])
+    np.testing.assert_array_equal(found.data, one.data)
+    assert grids.in_half(data).dtype == torch.float16
+    np.testing.assert_allclose(grids.in_half(data).float(), data, rtol=2**-11)
+
+
 def first_version(folder: Path) -> FeatureMap:
     """What the first version wrote: one level, in a card that knows no levels."""
     encoder = worlds.tiny()
-    embed(scans(1), encoder, folder, Settings(grids=True))
+    embed(scans(1), encoder, folder, Settings(grids=True, levels=("stage4",)))
     card = json.loads((folder / "card.json").read_text())
     del card["settings"]["levels"]
     (folder / "card.json").write_text(json.dumps(card))
@@ -143,6 +158,60 @@ def test_what_a_scan_lacks_is_said(stored, tmp_path):
     for content in (b"", grids.place(stored, "s0").read_bytes()[:2000]):
         grids.place(tmp_path, "s0").write_bytes(content)
         assert "holds no maps of a scan" in grids.lacking(tmp_path, "s0", LEVELS)
+
+
+def changed(tensors: dict[str, np.ndarray], about: dict[str, str], kind: str) -> None:
+    """Make a file of maps lie about itself."""
+    places = json.loads(about["levels"])
+    if kind == "affine":
+        about["levels"] = json.dumps(places | {"stage2": np.full((4, 4), np.nan).tolist()})
+    elif kind == "list":
+        about["levels"] = json.dumps(list(places))
+    elif kind == "name":
+        tensors["features/stage9"] = tensors.pop("features/stage2")
+    elif kind == "content":
+        del about["content"]
+    elif kind == "valid":
+        tensors["valid/stage3"] = tensors["valid/stage3"][:1].copy()
+    elif kind == "axes":
+        tensors["features/stage2"] = tensors["features/stage2"][0].copy()
+    elif kind == "type":
+        tensors["features/stage2"] = tensors["features/stage2"].astype(np.int32)
+    else:
+        tensors["features/stage3"] = tensors["features/stage3"][:5].copy()
+
+
+@pytest.mark.parametrize("kind", ["affine", "list", "name", "content", "valid", "axes", "type", "channels"])
+def test_files_that_are_not_what_they_say_are_named(stored, tmp_path, kind):
+    encoder = worlds.tiny()
+    shutil.copytree(stored, tmp_path, dirs_exist_ok=True)
+    with safe_open(grids.place(stored, "s0"), "numpy") as stream:
+        tensors, about = {name: stream.get_tensor(name) for name in stream.keys()}, stream.metadata()  # noqa: SIM118
+    changed(tensors, about, kind)
+    save_arrays(tensors, grids.place(tmp_path, "s0"), metadata=about)
+    with pytest.raises(StoreError, match="remove it and embed again") as said:
+        grid_scene(tmp_path, "s0", encoder, grid_looking(tmp_path, encoder))
+    assert said.value.where == str(grids.place(tmp_path, "s0"))
+    # what the header alone tells is passed through the network instead; how many channels a model has it does not know
+    assert bool(grids.lacking(tmp_path, "s0", LEVELS)) is (kind != "channels")
+
+
+def test_an_id_names_no_other_place(stored):
+    for id in ("../s0", "a/b", "/etc/x"):
+        with pytest.raises(StoreError, match="is no id of a scan"):
+            grids.place(stored, id)
+
+
+def test_maps_that_are_gone_or_broken_are_made_again(stored, tmp_path):
+    shutil.copytree(stored, tmp_path, dirs_exist_ok=True)
+    grids.place(tmp_path, "s0").unlink()
+    grids.place(tmp_path, "s1").write_bytes(b"broken")
+    outcome = embed(scans(3), worlds.tiny(), tmp_path, Settings(grids=True))
+    assert (outcome.done, outcome.skipped) == (["s0", "s1"], ["s2"])
+    for id in ("s0", "s1"):
+        for ours, theirs in zip(grids.read(tmp_path, id, LEVELS), grids.read(stored, id, LEVELS), strict=True):
+            np.testing.assert_array_equal(ours.data, theirs.data)
+    assert len(embedding.rows(tmp_path)) == 3
 
 
 def test_labels_change_the_digest_of_a_scan_and_not_the_content_of_its_maps(tmp_path):

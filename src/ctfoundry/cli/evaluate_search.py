@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -132,17 +132,29 @@ def evaluate_search(
 
 @contextmanager
 def _parts(out: Path | None) -> Iterator[Path]:
-    """Where the work stands: in the results' folder, so that it is done once; without one, nowhere that stays."""
+    """Where the work stands: in the results' folder, so that it is done once; without one, nowhere that stays. Raises StoreError where
+    another run works there: it removes the cells that it has done with."""
     import shutil
     import tempfile
+
+    from ctfoundry import files
+    from ctfoundry.errors import StoreError
 
     if out is None:
         with tempfile.TemporaryDirectory(prefix="ctfoundry-search-") as folder:
             yield Path(folder)
         return
-    out.mkdir(parents=True, exist_ok=True)
-    yield out / PARTS
-    shutil.rmtree(out / PARTS / "phantoms", ignore_errors=True)  # gigabytes, and quickly drawn again
+    parts = out / PARTS
+    parts.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try:
+            held.enter_context(files.alone(parts))
+        except BlockingIOError:
+            raise StoreError("another run works here", where=out, do="wait for it, or give another --out") from None
+        yield parts
+        # gigabytes, and quickly made again: phantoms, and cells of other ways whose runs were stopped
+        for left in (parts / "phantoms", *parts.glob("ways/*/cells")):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _otherwise(text: str, first: Looking, encoder: Encoder) -> Looking:

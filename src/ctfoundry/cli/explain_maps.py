@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -336,24 +335,13 @@ def _spool(out: Path) -> Iterator[Path]:
     import shutil
     import tempfile
 
+    from ctfoundry import files
+
     for left in out.glob(".maps-*"):
-        with contextlib.suppress(OSError), _held(left):
+        with contextlib.suppress(OSError), files.alone(left):
             shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=".maps-", dir=out) as folder, _held(Path(folder)):
+    with tempfile.TemporaryDirectory(prefix=".maps-", dir=out) as folder, files.alone(folder):
         yield Path(folder)
-
-
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock. Raises BlockingIOError where somebody is at work in it."""
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(handle)
 
 
 class _Shelf:

@@ -224,4 +224,6 @@ def _content(image: Found, labels: Found) -> str:
     """Hash of a scan, its label map and what may name the labels."""
     tables = sorted(path for path in labels.path.parent.iterdir() if path.suffix in (".json", ".csv"))
     names = [[path.name, files.sha256(path)] for path in tables]
-    return files.digest([digest_of(image.hashes()), digest_of(labels.hashes()), labels.path.name, names])
+    return files.digest(
+        [digest_of(image.hashes()), digest_of(labels.hashes()), labels.path.name, labels.members, names]
+    )

@@ -162,6 +162,14 @@ def grid_scene(folder: Path, id: str, encoder: Encoder, looking: Looking) -> Sce
     """
     if looking.window is not None or looking.shifts != ONE_PASS or looking.extent is not None:
         raise UsageError("stored maps are of one pass over a scan, not of windows or shifted passes")
+    found = grids.read(folder, id, looking.levels)
+    for one in found:
+        if len(one.data) != encoder.level(one.level).channels:
+            raise StoreError(
+                f"the map of {one.level} has {len(one.data)} channels, not {encoder.level(one.level).channels}",
+                where=grids.place(folder, id),
+                do="remove it and embed again",
+            )
     stored = [
         FeatureMap(
             torch.from_numpy(one.data).to(encoder.device).float(),
@@ -169,7 +177,7 @@ def grid_scene(folder: Path, id: str, encoder: Encoder, looking: Looking) -> Sce
             torch.from_numpy(one.valid).to(encoder.device),
             one.level,
         )
-        for one in grids.read(folder, id, looking.levels)
+        for one in found
     ]
     return Scene.of_map(joined(stored), [len(one.data) for one in stored])
 
