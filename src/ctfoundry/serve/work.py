@@ -83,7 +83,7 @@ class Engine:
     # Maps ---------------------------------------------------------------------------------------------------------------
 
     def feature_map(self, id: str) -> FeatureMap:
-        """The levels of a scan side by side, half precision, on the CPU."""
+        """The levels of a scan side by side, in half precision where that keeps them, on the CPU."""
 
         def make() -> tuple[FeatureMap, int]:
             on_disk = self.uses_stored and self.library.is_indexed(id)
@@ -92,8 +92,9 @@ class Engine:
             else:
                 found = scene(self.encoder, self.library.scan(id).volume, self.looking).feature
             assert found is not None  # the dense way has one
-            kept = replace(found, data=found.data.half().cpu(), valid=found.valid.cpu())
-            return kept, kept.data.numel() * 2 + kept.valid.numel()
+            levels = [grids.in_half(level) for level in found.data.cpu().split(list(self._widths))]
+            kept = replace(found, data=torch.cat(levels), valid=found.valid.cpu())
+            return kept, kept.data.numel() * kept.data.element_size() + kept.valid.numel()
 
         return self.memory.once(("map", id), make)
 
