@@ -13,7 +13,7 @@ import skips
 import worlds
 from ctfoundry import io
 from serve import chromium
-from serve.conftest import TOKEN, archive
+from serve.conftest import TOKEN, archive, build
 
 SETTLED = "document.querySelectorAll('#planes .busy').length === 0"
 SEARCHED = "document.querySelector('#state').textContent.startsWith('Searched')"
@@ -213,6 +213,52 @@ def test_an_archive_with_several_scans_asks_which(page, served, index, tmp_path)
         page.run("0")
     with served.client() as client:
         client.delete(f"/api/scans/{id}")
+
+
+NOTICES = "[...document.querySelectorAll('.notice')].map(e => e.innerText.replace(/\\s+/g, ' ').replace(' ✕', ''))"
+
+
+def test_a_scan_that_is_gone_or_has_changed_says_so_everywhere(browser, serve, tmp_path):
+    small = build(tmp_path, worlds.tiny())
+    small.files[0].unlink()
+    small.files[1].write_bytes(b"broken")
+    small.files[2].write_bytes(small.files[3].read_bytes())
+    served = serve(folder=small.folder)
+    gone, changed = "Its file is gone.", "Its file has changed since it was embedded."
+    with chromium.Page(browser) as page:
+        page.open(f"{served.url}/?token={TOKEN}")
+        page.wait("document.querySelectorAll('.picture.none').length === 3 && !document.querySelector('.picture.busy')")
+        said = page.run(
+            "[...document.querySelectorAll('.card')].map(e => [e.title, e.querySelector('.none')?.innerText, e.disabled])"
+        )
+        assert said == [
+            *([n, t, True] for n, t in zip(small.names, (gone, changed, changed), strict=False)),
+            [small.names[3], None, False],
+        ]
+        # a link to one: a notice that names it, once; it goes with the next view
+        for name in (small.names[0], small.names[0], small.names[1]):
+            page.run(f"void (location.hash = '#scan={name}')")
+            page.wait(f"({NOTICES})[0]?.includes('{name[5:13]}') && !document.querySelector('#gallery').hidden")
+            assert len(page.run(NOTICES)) == 1
+        assert page.run(NOTICES) == [f"Scan {small.names[1][5:13]}: {changed} Embed it again."]
+        enter(page, small.names[3])
+        assert page.run(NOTICES) == []
+        page.wait("document.querySelectorAll('.neighbour:disabled').length === 3")
+        # searches and colours do without them
+        page.click(*middle(page))
+        page.wait(SEARCHED)
+        assert "There is no other scan to search in." in page.run("document.querySelector('#hits').innerText")
+        plain = page.run(f"{SPREAD}(document.querySelector('canvas[data-plane=axial]'))")
+        page.key("c")
+        page.wait(f"{SPREAD}(document.querySelector('canvas[data-plane=axial]')) > {plain} + 20")
+        # options are not broken after their hyphens
+        page.size(330, 700)
+        page.run(f"void (location.hash = '#scan={small.names[0]}')")
+        page.wait(f"({NOTICES}).length === 1")
+        assert page.run(
+            "(e => [e.innerText, e.getClientRects().length])(document.querySelector('.notice .option'))"
+        ) == ["--scans FOLDER", 1]
+        assert all("410" in problem for problem in page.problems)  # the browser tells of every refused request
 
 
 def test_colours_a_file_and_an_error(page, index, tmp_path):

@@ -217,6 +217,8 @@ def test_a_scan_whose_file_is_gone_or_another_one_is_unavailable(tmp_path, serve
     small.files[0].unlink()
     before = small.files[1].read_bytes()
     small.files[1].write_bytes(small.files[2].read_bytes())
+    engine = opening.engine(small.folder, worlds.tiny())  # nothing was read yet: colours are fitted on what can be
+    assert [e["type"] for e in engine.colours(small.names[2])(None)][-1] == "colours"
     served = serve(folder=small.folder)
     with served.client() as client:
         listed = {s["id"]: s for s in client.get("/api/scans").json()["scans"]}

@@ -41,7 +41,7 @@ export function choose(offer, reading) {
     };
     const leave = () => end(() => { gone(); resolve(null); });
     const late = setTimeout(() => end(() => {
-      notice("nothing was chosen in time, and the archive was removed", "open it again");
+      notice({ what: "no scan was chosen in time, and the archive was removed", action: "open it again" });
       resolve(null);
     }), offer.seconds * 1000);
     addEventListener("pagehide", gone);

@@ -1,7 +1,7 @@
 // The same place in the other scans, and the most similar scans: requests, cards, and the overlays that belong to them.
 
 import { bytes, get, listen, send } from "/static/api.js";
-import { byId, make, notice, short } from "/static/dom.js";
+import { byId, failed, make, named, prose, sentence, short } from "/static/dom.js";
 import { draw, fitting } from "/static/plane.js";
 import { PLANES, Scan } from "/static/scan.js";
 
@@ -45,19 +45,20 @@ export class Finding {
       const last = await listen(job, (event) => {
         if (this.query !== query) return;
         if (event.type === "waiting") this.busy(true, event.ahead ? `Waiting, ${event.ahead} before this one` : "Waiting…");
-        if (event.type === "progress") this.busy(true, `${event.done} of ${event.total} scans`, event.done / event.total);
+        if (event.type === "progress") this.busy(true, `${Math.max(0, event.done - 1)} of ${event.total - 1} scans`, event.done / event.total); // the first is the scan itself
         if (event.type === "hit") this.add(event);
         if (event.type === "missed") { missed += 1; this.add(event); }
       });
       if (this.query !== query) return;
       const count = [...this.hits.values()].filter((hit) => hit.point && hit.scan !== scan.id).length;
+      const absent = [...this.hits.values()].filter((hit) => hit.present === false && hit.scan !== scan.id).length;
       const unsure = count && [...this.hits.values()].every((hit) => hit.confidence == null) ? " · uncalibrated: similarity is no probability" : "";
-      this.busy(false, (last.type === "cancelled" ? `Stopped after ${count}` : `Searched ${count} ${count === 1 ? "scan" : "scans"}${missed ? `, ${missed} could not be searched` : ""}`) + unsure);
+      this.busy(false, (last.type === "cancelled" ? `Stopped after ${count}` : `Searched ${count} ${count === 1 ? "scan" : "scans"}${missed ? `, ${missed} could not be searched` : ""}${absent ? `, perhaps not in ${absent} of them` : ""}`) + unsure);
       if (!count && !missed) byId("hits").append(make("p", { className: "hint", textContent: "There is no other scan to search in." }));
     } catch (error) {
       if (this.query !== query) return;
       this.busy(false, "");
-      notice(error.what ?? String(error), error.action);
+      failed(error, `Search from ${short(scan.id)}`);
     }
   }
 
@@ -79,8 +80,7 @@ export class Finding {
     const title = make("strong", { textContent: short(event.scan), title: event.scan });
     hit.card = make("article", { className: "hit", data: { scan: event.scan } });
     if (event.type === "missed") {
-      hit.card.classList.add("missed");
-      hit.card.append(make("div", { className: "row" }, title), make("p", { textContent: event.what }));
+      hit.card.append(make("div", { className: "row" }, title), none(event.what));
       byId("hits").append(hit.card);
       return;
     }
@@ -111,12 +111,15 @@ export class Finding {
     if (!hit?.canvases) return;
     try {
       hit.volume ??= new Scan(await get(`/api/scans/${hit.scan}`));
-      if (this.heatOn) hit.heat = await this.heat(hit.scan);
-      this.paint(hit);
     } catch (error) {
-      hit.card.querySelector(".trio").classList.remove("busy");
-      if (hit.job === this.job) hit.card.querySelector(".trio").replaceChildren(make("p", { textContent: error.what ?? String(error) }));
+      if (!hit.canvases) return;
+      hit.canvases = null;
+      hit.card.querySelector(".trio").replaceWith(none(error.what ?? String(error)));
+      hit.card.querySelector("button").disabled = error.status === 410;
+      return;
     }
+    if (this.heatOn) hit.heat = await this.heat(hit.scan).catch(() => null); // the open scan's tells why
+    this.paint(hit);
   }
 
   paint(hit) {
@@ -167,10 +170,10 @@ export class Finding {
       }
       if (this.open !== id) return;
       box.replaceChildren(...(found.neighbours ?? []).map((n) => make("button", { className: "neighbour", title: n.id, onclick: () => this.jump(n.id) },
-        picture(n.id), make("span", {}, make("strong", { textContent: short(n.id) }), make("span", { className: "number", textContent: n.similarity.toFixed(3), title: "Cosine similarity of the two scans' vectors. All CTs are much alike to a network: their order says more than the number." })))));
+        picture(n.id, (button) => { button.disabled = true; }), make("span", {}, make("strong", { textContent: short(n.id) }), make("span", { className: "number", textContent: n.similarity.toFixed(3), title: "Cosine similarity of the two scans' vectors. All CTs are much alike to a network: their order says more than the number." })))));
       if (!box.children.length) box.append(make("p", { className: "hint", textContent: "The index holds no other scan." }));
     } catch (error) {
-      if (this.open === id) box.replaceChildren(make("p", { className: "hint", textContent: `${error.what ?? error}` }));
+      if (this.open === id) box.replaceChildren(make("p", { className: "hint", }, ...prose(sentence(error.what ?? String(error)))));
     }
   }
 }
@@ -183,11 +186,19 @@ function around(scan, point) {
   return { first, last, middle: first.map((v, axis) => (v + last[axis]) / 2), spacing: scan.spacing };
 }
 
-/** The small picture of a scan, or a plain field where it cannot be had. */
-export function picture(id) {
+/** A field that says why there is no picture. */
+const none = (why) => make("p", { className: "picture none" }, make("span", {}, ...prose(sentence(why))));
+
+/** The small picture of a scan; where it cannot be had the reason, and `gone(button around it)` is called. */
+export function picture(id, gone) {
   const image = make("img", { src: `/api/scans/${id}/thumb`, alt: "", loading: "lazy" });
   const frame = make("span", { className: "picture busy" }, image);
   image.onload = () => frame.classList.remove("busy");
-  image.onerror = () => { frame.className = "picture none"; image.remove(); frame.textContent = "no picture"; };
+  image.onerror = async () => { // an image does not tell why
+    const why = await bytes(image.src).catch((error) => error);
+    frame.className = "picture none";
+    frame.replaceChildren(make("span", {}, ...prose(sentence(why.what ?? "no picture"))));
+    if (why.status === 410) gone(frame.closest("button"));
+  };
   return frame;
 }

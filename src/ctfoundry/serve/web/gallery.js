@@ -1,7 +1,7 @@
 // The list of scans.
 
 import { get, send } from "/static/api.js";
-import { byId, make, notice, short } from "/static/dom.js";
+import { byId, failed, make, named, prose, sentence, short } from "/static/dom.js";
 import { picture } from "/static/finding.js";
 
 const PAGE = 60;
@@ -23,7 +23,7 @@ export async function list(open, offset = 0) {
     byId("more").hidden = !more;
     byId("more").firstElementChild.onclick = () => list(open, offset + PAGE);
   } catch (error) {
-    notice(error.what ?? String(error), error.action);
+    failed(error);
   } finally {
     cards.classList.remove("busy");
   }
@@ -33,14 +33,14 @@ function card(scan, open) {
   const gone = scan.state === "unavailable";
   const tag = scan.state === "upload" ? "this session" : scan.indexed ? "" : "not in the index";
   const box = make("button", { className: `card ${scan.state}`, title: scan.id, disabled: gone, onclick: () => open(scan.id) },
-    gone ? make("span", { className: "picture none", textContent: "unavailable" }) : picture(scan.id),
-    make("span", { className: "row" }, make("strong", { textContent: short(scan.id) }), make("span", { className: gone ? "dim" : "tag", textContent: gone ? scan.problem : tag })));
+    gone ? make("span", { className: "picture none" }, make("span", {}, ...prose(sentence(scan.problem)))) : picture(scan.id, (button) => { button.disabled = true; }),
+    make("span", { className: "row" }, make("strong", { textContent: short(scan.id) }), make("span", { className: "tag", textContent: tag })));
   if (scan.state !== "upload") return box;
   const remove = make("button", { className: "quiet", textContent: "Remove", onclick: async () => {
     try {
       await send("DELETE", `/api/scans/${scan.id}`);
       await list(open);
-    } catch (error) { notice(error.what, error.action); }
+    } catch (error) { failed(error, named(scan.id)); }
   } });
   return make("div", { className: "carded" }, box, remove);
 }

@@ -2,7 +2,7 @@
 
 import { bytes, get, listen, send, upload } from "/static/api.js";
 import { choose } from "/static/choosing.js";
-import { byId, make, notice, short } from "/static/dom.js";
+import { byId, clearNotices, failed, make, named, notice, short } from "/static/dom.js";
 import { Finding } from "/static/finding.js";
 import { list } from "/static/gallery.js";
 import { Scan } from "/static/scan.js";
@@ -13,7 +13,7 @@ if (new URLSearchParams(location.search).has("token")) history.replaceState(null
 const viewer = new Viewer({ clicked, changed: () => { clearTimeout(noting); noting = setTimeout(note, 200); } });
 const finding = new Finding({ jump, heated: () => overlays() });
 let noting = 0, opening = 0;
-viewer.broke = (error) => notice(error.what ?? String(error), error.action, 12);
+viewer.broke = (error, id) => failed(error, named(id), 12);
 
 // The address: #scan=ID&at=x,y,z&window=c,w&show=heat,colours&from=ID,x,y,z ------------------------------------------
 
@@ -47,6 +47,7 @@ const note = () => { if (viewer.scan) history.replaceState(null, "", address());
 
 async function route() {
   clearTimeout(noting);
+  clearNotices(); // they are about what was done before
   const wanted = state();
   if (!wanted.scan) return showGallery();
   for (const name of ["heat", "colours"]) byId(name).checked = wanted.show.includes(name);
@@ -100,12 +101,13 @@ async function open(id, { point, window } = {}) {
     const scan = viewer.scan?.id === id ? viewer.scan : new Scan(await get(`/api/scans/${encodeURIComponent(id)}`));
     if (mine !== opening) return;
     viewer.open(scan, { point, window });
-    if (scan.oblique > 1) notice(`the slices of this scan are tilted by ${scan.oblique}°`, "the letters name the nearest directions", 8);
+    byId("crumb").title = `${id}\n${scan.shape.join(" × ")} voxels of ${scan.spacing.map((mm) => +mm.toFixed(2)).join(" × ")} mm (up, back, left)`;
+    if (scan.oblique > 1) notice({ what: `the slices are tilted by ${scan.oblique}°`, action: "the letters name the nearest directions", about: named(id), seconds: 8 });
     finding.similar(id);
     overlays();
   } catch (error) {
     if (mine !== opening) return;
-    notice(error.what ?? String(error), error.action);
+    failed(error, named(id));
     viewer.close();
     showGallery();
     history.replaceState(null, "", "/");
@@ -151,7 +153,7 @@ async function overlays() {
     const made = byId("colours").checked ? await coloured.get(scan.id) : null;
     if (viewer.scan === scan) viewer.change({ colours: byId("colours").checked ? made : null });
   } catch (error) {
-    if (viewer.scan === scan) notice(error.what ?? String(error), error.action, 12);
+    if (viewer.scan === scan) failed(error, named(scan.id), 12);
   }
 }
 
@@ -173,11 +175,12 @@ function working(text) {
 
 // Files ----------------------------------------------------------------------------------------------------------------
 
+const FILE = "Your file"; // its name may be a patient's
 let sending = false;
 
 async function take(file) {
   if (!file || sending) return;
-  if (file.size > limit) return void notice(`the file is larger than the ${Math.round(limit / 2 ** 20)} MiB that this server takes`);
+  if (file.size > limit) return void notice({ what: `it is larger than the ${Math.round(limit / 2 ** 20)} MiB that this server takes`, about: FILE });
   sending = true;
   byId("upload").disabled = true;
   try {
@@ -189,7 +192,7 @@ async function take(file) {
     }
     if (scan) enter(scan.id);
   } catch (error) {
-    notice(error.what ?? String(error), error.action);
+    failed(error, FILE);
   } finally {
     sending = false;
     byId("upload").disabled = false;
@@ -267,6 +270,6 @@ try {
   if (about.model.weights === "random") byId("model").append(make("span", { className: "tag warn", textContent: "random weights" }));
   await route();
 } catch (error) {
-  notice(error.what ?? String(error), error.action);
+  failed(error);
 }
 document.documentElement.dataset.ready = "yes";

@@ -117,7 +117,7 @@ export function draw(canvas, plane, scan, view, again) {
       own.image = { key, canvas: painted(own.image, scan.shape[across], scan.shape[down], up, (i) => colours[values[i] + 32768]) };
     }
     lay(own.image.canvas, 1);
-  }
+  } else if (own.image.key?.startsWith(`${scan.id}/`)) lay(own.image.canvas, 0.5); // the last one, dimmed, until this has come: no flicker
   for (const [name, alpha, pixel] of [["colours", 0.55, (o) => (i) => o.words[i]], ["heat", 1, (o) => (i) => HEAT[o.data[i]]]]) {
     const overlay = view[name];
     if (!overlay) continue;
@@ -181,7 +181,9 @@ function write(context, width, height, letters, view, place, plane, index, count
   }
   if (view.small) return;
   context.font = `${size}px system-ui, sans-serif`;
+  const apart = +view.spacing[PLANES[plane].through].toFixed(2);
   put(`${width < 260 ? "" : `${plane}  `}${index + 1} / ${count}`, 8, size + 1, "left");
+  if (width >= 260) put(`${apart} mm apart`, 8, 2.4 * size + 1, "left");
   const pixels = Math.abs(place.sx) / view.spacing[PLANES[plane].across];
   const bar = BARS_MM.find((mm) => mm * pixels <= 0.32 * width) ?? 1;
   const [x, y, long] = [10, height - 12, bar * pixels];

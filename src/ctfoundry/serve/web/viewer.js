@@ -29,7 +29,7 @@ export class Viewer {
   /** Show a scan; `state` may hold a point (world mm) and a window. */
   open(scan, { point, window } = {}) {
     this.scan = scan;
-    scan.failed = (error) => this.broke?.(error);
+    scan.failed = (error) => this.broke?.(error, scan.id);
     const start = scan.inside(point ? scan.voxel(point) : scan.voxel(scan.centre).map(Math.round));
     this.view = {
       point: start, middle: [...scan.middle], zoom: 1, scale: 1, spacing: scan.spacing,
