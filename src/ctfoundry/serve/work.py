@@ -198,10 +198,10 @@ class Engine:
         return replace(raw, data=torch.cat(parts) / len(parts) ** 0.5)
 
     def _fitted_on(self, id: str) -> list[str]:
-        """The first scans of the index that are there; the scan itself where there is none."""
+        """The first scans of the index that can be read; the scan itself where there is none."""
         used = []
         for other in self.library.ids:
-            if self.library.is_indexed(other) and self.library.available(other):
+            if self.library.is_indexed(other) and self.library.readable(other):
                 used.append(other)
             if len(used) == FITTED_ON:
                 break
