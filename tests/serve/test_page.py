@@ -282,5 +282,6 @@ def test_colours_a_file_and_an_error(page, index, tmp_path):
     page.wait("document.querySelectorAll('#neighbours .neighbour').length === 4")  # embedded for this
     page.key("Escape")
     page.wait("document.querySelector('.carded')?.textContent.includes('this session')")
+    page.wait("!document.querySelector('.carded .busy')")
     page.run("document.querySelector('.carded > .quiet').click()")
     page.wait("document.querySelectorAll('.card').length === 4 && !document.querySelector('.carded')")

@@ -195,6 +195,7 @@ export function picture(id, gone) {
   const frame = make("span", { className: "picture busy" }, image);
   image.onload = () => frame.classList.remove("busy");
   image.onerror = async () => { // an image does not tell why
+    if (!frame.isConnected) return; // its scan was removed meanwhile
     const why = await bytes(image.src).catch((error) => error);
     frame.className = "picture none";
     frame.replaceChildren(make("span", {}, ...prose(sentence(why.what ?? "no picture"))));

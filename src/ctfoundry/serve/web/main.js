@@ -94,6 +94,8 @@ async function open(id, { point, window } = {}) {
   byId("crumb").title = id;
   document.title = `${short(id)} · ctfoundry`;
   byId("planes").classList.add("opening");
+  byId("find").disabled = true;
+  byId("reading").textContent = "Opening…";
   finding.open = id;
   if (!finding.query) finding.clear();
   finding.mark();
@@ -112,7 +114,10 @@ async function open(id, { point, window } = {}) {
     showGallery();
     history.replaceState(null, "", "/");
   } finally {
-    if (mine === opening) byId("planes").classList.remove("opening");
+    if (mine === opening) {
+      byId("planes").classList.remove("opening");
+      byId("find").disabled = false;
+    }
   }
 }
 
