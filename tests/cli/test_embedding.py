@@ -102,7 +102,7 @@ def test_what_a_stranger_gets_wrong_is_named(data, tmp_path, command, monkeypatc
         return str(command(*asked, fails=True)[1])
 
     find = ("retrieve", "--index", out, "--model", model, "--query")
-    assert "neither an id of the index nor a file" in said(*find, "scan-nosuch")
+    assert f"neither an id of the index {out} nor a file" in said(*find, "scan-nosuch")
     assert "labels.nii.gz: is a label map" in said(*find, scan.parent / "labels.nii.gz")
     assert "grids no, not yes" in said("embed", scan, "--model", model, "-o", out, "--grids")
     assert "is a file, not a folder" in said("embed", scan, "--model", model, "-o", scan)

@@ -8,6 +8,7 @@ import threading
 import time
 import tracemalloc
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -280,3 +281,40 @@ def test_numbers_beyond_all_sense(name: str, value: Any, tmp_path: Path) -> None
     else:
         assert name == "SliceThickness"
         assert np.isfinite(volume.affine).all()
+
+
+def test_a_series_beside_damaged_slices_says_so(tmp_path: Path) -> None:
+    """Without its last slice a series is regular, and nothing says which series a damaged slice is of; so all of its folder may be short."""
+    for name in ("a", "b", "apart"):
+        write_series(
+            tmp_path / ("apart" if name == "apart" else "both") / name,
+            values(),
+            AFFINE,
+            series=f"1.{len(name)}{ord(name[0])}",
+        )
+    for path in sorted((tmp_path / "both").glob("*/*.dcm")):
+        path.rename(tmp_path / "both" / f"{path.parent.name}-{path.name}")
+    last = sorted((tmp_path / "both").glob("a-*"))[-1]
+    last.write_bytes(last.read_bytes()[:400])
+    note = "left out beside it, and perhaps slices of it: 1 x damaged DICOM file"
+    found = {f.path.name[0] if f.path.parent.name == "both" else "apart": f for f in io.discover(tmp_path).found}
+    assert {name: (len(f.paths), f.notes) for name, f in found.items()} == {
+        "a": (5, (note,)), "b": (6, (note,)), "apart": (6, ()),
+    }  # fmt: skip
+    assert {name: f.read().notes for name, f in found.items()} == {"a": (note,), "b": (note,), "apart": ()}
+    with zipfile.ZipFile(tmp_path / "both.zip", "w") as archive:
+        for path in (tmp_path / "both").glob("*.dcm"):
+            archive.write(path, path.name)
+    inside = io.discover(tmp_path / "both.zip").found
+    assert [f.read().notes for f in inside] == [(note,), (note,)]
+
+
+def test_of_another_modality_only_a_defined_term_is_repeated(tmp_path: Path) -> None:
+    """Reasons stand in run.json, and the header's word may be anything."""
+    for name, term in (("a", "XA"), ("b", "DOE JANE"), ("c", "")):
+        write_series(tmp_path / name, values(0, 1), AFFINE, series=f"1.{ord(name)}", change=kind_of("1.2.3", term))
+    assert io.discover(tmp_path).skipped == {
+        "not CT (XA)": 1,
+        "not CT (another modality)": 1,
+        "not CT (no modality)": 1,
+    }

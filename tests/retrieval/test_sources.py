@@ -10,10 +10,11 @@ import pytest
 
 import worlds
 from ctfoundry import io
+from ctfoundry.errors import UsageError
 from ctfoundry.io import reading
 from ctfoundry.io.glance import FIRST, is_label
-from ctfoundry.retrieval.embed import embed
-from ctfoundry.retrieval.sources import resolve
+from ctfoundry.retrieval.embed import Scan, embed, load_index
+from ctfoundry.retrieval.sources import query_in_index, resolve
 from ctfoundry.volume import Volume
 
 
@@ -77,3 +78,33 @@ def test_scans_are_listed_without_being_read_and_one_that_ends_too_early_fails_w
     bad = next(s.scan.id for s in again.scans if s.path.endswith("b.nii.gz"))
     assert list(outcome.failed) == [bad]
     assert "ends after" in outcome.failed[bad]
+
+
+def test_what_may_be_a_scan_and_cannot_be_read_fails_and_junk_does_not(tmp_path):
+    """As `prepare` has it: a download that broke off is named, once for all slices of a folder."""
+    io.write(worlds.body(0), tmp_path / "good.nii.gz")
+    (tmp_path / "notes.txt").write_text("text")
+    (tmp_path / "cut.nii.gz").write_bytes(b"")
+    (tmp_path / "series").mkdir()
+    for i in range(3):
+        (tmp_path / "series" / f"{i}.dcm").write_bytes(bytes(128) + b"DICM" + b"\xff" * 40)
+    found = resolve([str(tmp_path)])
+    assert len(found.scans) == 1
+    reasons = {found.failed_paths[id]: reason for id, reason in found.failed.items()}
+    assert reasons == {str(tmp_path / "cut.nii.gz"): "empty file", str(tmp_path / "series"): "3 x damaged DICOM file"}
+    assert found.skipped == {"not a scan file": 1}
+    (tmp_path / "good.nii.gz").unlink()
+    assert not resolve([str(tmp_path)]).scans  # and no error: the failures say more
+
+
+def test_errors_of_several_indexes_say_which(tmp_path):
+    scan = worlds.body(0)
+    io.write(scan, tmp_path / "a.nii.gz")
+    listed = [source.scan for source in resolve([str(tmp_path / "a.nii.gz")]).scans]
+    other = [Scan("other", "d", lambda: worlds.body(1))]
+    for name, scans in (("one", listed), ("two", other)):
+        embed(scans, worlds.tiny(), tmp_path / name)
+    (id,) = (scan.id for scan in listed)
+    for query in (id, str(tmp_path / "a.nii.gz")):
+        with pytest.raises(UsageError, match=f"the index {tmp_path}/two"):
+            query_in_index(tmp_path / "two", load_index(tmp_path / "two"), query, None, None, "cpu", 0)

@@ -372,6 +372,8 @@ def _progress(total: int) -> Any:
     """Called with each id that is over: now and then a line with the rate and the time left."""
     import time
 
+    from ctfoundry.ingest.workers import pace
+
     state = {"done": 0, "said": 0.0}
     started = time.monotonic()
 
@@ -380,9 +382,8 @@ def _progress(total: int) -> Any:
         now = time.monotonic()
         if now - state["said"] >= 2 or state["done"] == total:
             state["said"] = now
-            rate = state["done"] / max(now - started, 1e-9)
-            left = (total - state["done"]) / rate
-            say(f"{state['done']:.0f} of {total} scans, {rate:.2g} a second, {left:.0f} s left ({id})")
+            how = pace(int(state["done"]), total, now - started)
+            say(f"{state['done']:.0f} of {total} scans, {how} ({id})")
 
     return step
 

@@ -24,10 +24,9 @@ from ctfoundry.ingest.facts import Origin, Value
 from ctfoundry.ingest.hashes import Hashes
 from ctfoundry.ingest.rules import CHOICES, Checks, LeftOut
 from ctfoundry.ingest.task import STAGES, Job, Result, memory_of
-from ctfoundry.ingest.workers import Executor, Inline
-from ctfoundry.io import Found, Skip, zip_directory
-from ctfoundry.io.discovery import NO_SCAN_FILE, REFUSED
-from ctfoundry.io.names import stem
+from ctfoundry.ingest.workers import Executor, Inline, pace
+from ctfoundry.io import Found, zip_directory
+from ctfoundry.io.discovery import Missing
 from ctfoundry.record import Record
 from ctfoundry.settings import to_data
 from ctfoundry.store import Store, create, open_store
@@ -290,8 +289,8 @@ class _Run:
         """What a folder, an archive or a DICOMDIR holds, or the one file."""
         if source.is_dir() or io.is_listing(source):
             inside = io.discover(source)
-            self._lost([skip for skip in inside.skips if skip.lost])
-            self.outcome.passed_over.update(skip.reason for skip in inside.skips if not skip.lost)
+            self._missing(inside.missing)
+            self.outcome.passed_over.update(inside.passed_over)
             return list(inside.found)
         beside = io.discover(source.parent, deep=False) if source.is_file() else None
         chosen = [item for item in beside.found if source in item.paths] if beside else []
@@ -351,19 +350,14 @@ class _Run:
         if out.rule not in CHOICES:
             self.say(f"{found.path}: left out: {out.rule}: {detail or out.reason}")
 
-    def _lost(self, skips: Sequence[Skip]) -> None:
-        """Leave out what could not even be recognised: slices by their folder, because nothing says which series they are of."""
-        alike: dict[tuple[Path, str], list[Path]] = defaultdict(list)
-        for skip in skips:
-            reason = skip.reason.replace(NO_SCAN_FILE, "named like a scan, and holds none")
-            alike[_place_of(skip), reason].append(skip.path)
-        for (place, reason), paths in alike.items():
-            id = identity.name("lost", str(place), reason)
-            alone = paths == [place]
-            self.outcome.left_out[id] = LeftOut("unreadable", reason if alone else f"{len(paths)} x {reason}")
-            self.paths[id] = str(place)
-            first = "" if alone else f", {paths[0].name} first"
-            self.say(f"{place}: left out: unreadable: {self.outcome.left_out[id].reason}{first}")
+    def _missing(self, missing: Sequence[Missing]) -> None:
+        """Leave out what could not even be recognised."""
+        for lost in missing:
+            id = identity.name("lost", str(lost.place), lost.reason)
+            self.outcome.left_out[id] = LeftOut("unreadable", lost.told)
+            self.paths[id] = str(lost.place)
+            first = "" if lost.paths == (lost.place,) else f", {lost.paths[0].name} first"
+            self.say(f"{lost.place}: left out: unreadable: {lost.told}{first}")
 
     # ------------------------------------------------------------------ after the work
 
@@ -439,13 +433,6 @@ def _name_of(found: Found) -> str:
     return identity.name("series", found.series, found.part) if found.series else identity.name("file", found.name)
 
 
-def _place_of(skip: Skip) -> Path:
-    """What is missing because of it, as one thing: a folder, an archive, or the file where its name says that it is a volume."""
-    archive = skip.member or skip.reason.startswith(REFUSED)
-    whole = archive or skip.path.is_dir() or stem(skip.path) != skip.path.name
-    return skip.path if whole else skip.path.parent
-
-
 def _size_of(found: Found) -> int:
     """Bytes of its files, those in an archive unpacked; the same for copies, however they are packed."""
     try:
@@ -503,6 +490,5 @@ class _Progress:
         if now - self._last < SAY_S and self._done < self._total:
             return
         self._last = now
-        rate = self._done / max(now - self._started, 1e-9)
-        left = (self._total - self._done) / rate
-        self._say(f"{self._done} of {self._total} scans, {rate:.2g} a second, {left:.0f} s left, {left_out} left out")
+        how = pace(self._done, self._total, now - self._started)
+        self._say(f"{self._done} of {self._total} scans, {how}, {left_out} left out")

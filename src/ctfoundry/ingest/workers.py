@@ -37,6 +37,16 @@ STOP_S = 5.0
 Say = Callable[[str], None]
 
 
+def pace(done: int, total: int, seconds: float) -> str:
+    """How fast it goes and how long it takes still, for a line of progress.
+
+    >>> pace(920, 1000, 2.0), pace(3, 10, 60.0)
+    ('460 a second, 0 s left', '0.05 a second, 140 s left')
+    """
+    rate = done / max(seconds, 1e-9)
+    return f"{f'{rate:.2g}' if rate < 10 else f'{rate:,.0f}'} a second, {(total - done) / rate:.0f} s left"
+
+
 class Work(Protocol):
     """A job: it can be pickled, and a worker of whatever kind calls `work`."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from math import prod
@@ -51,6 +51,11 @@ DAMAGED = "damaged DICOM file"
 LOST = (DAMAGED, NO_PLACE, NO_PIXELS)
 """Reasons of files that may be slices of a series, which is shorter without them."""
 
+MODALITIES = frozenset(
+    ["ANN", "AR", "ASMT", "AU", "BDUS", "BI", "BMD", "CFM", "CR", "CT", "CTPROTOCOL", "DG", "DMS", "DOC", "DX", "ECG", "EEG", "EMG", "EOG", "EPS", "ES", "FID", "GM", "HC", "HD", "IO", "IOL", "IVOCT", "IVUS", "KER", "KO", "LEN", "LS", "M3D", "MG", "MR", "NM", "OAM", "OCT", "OP", "OPM", "OPT", "OPTBSV", "OPTENF", "OPV", "OSS", "OT", "PA", "PLAN", "POS", "PR", "PT", "PX", "REG", "RESP", "RF", "RG", "RTDOSE", "RTIMAGE", "RTINTENT", "RTPLAN", "RTRAD", "RTRECORD", "RTSEGANN", "RTSTRUCT", "RWV", "SEG", "SM", "SMR", "SR", "SRF", "STAIN", "TEXTUREMAP", "TG", "US", "VA", "XA", "XAPROTOCOL", "XC", "AS", "CD", "CF", "CP", "CS", "DD", "DF", "DM", "DS", "EC", "FA", "FS", "LP", "MA", "MS", "OPR", "ST", "VF"]
+)
+"""Defined terms of Modality (PS3.3 C.7.3.1.1.1), those that are retired last."""
+
 _BITS = 16
 _FAR_MM = 1e6
 _LUNG_HU = -500
@@ -67,7 +72,9 @@ def why_not(header: Header) -> str | None:
     if not header.sop_class and not header.modality:
         return DAMAGED
     if header.modality != "CT":
-        return f"not CT ({header.modality[:16] or 'no modality'})"
+        # a defined term alone: what else stands there was typed by somebody, and reasons go into run.json
+        known = header.modality if header.modality in MODALITIES else "another modality"
+        return f"not CT ({known if header.modality else 'no modality'})"
     if not is_enhanced and header.sop_class not in (CT_CLASS, ""):
         return "other DICOM object"
     if "LOCALIZER" in header.image_type.upper():
@@ -81,6 +88,12 @@ def why_not(header: Header) -> str | None:
     if not is_enhanced and not is_placed(header):
         return NO_PLACE
     return None
+
+
+def lost_beside(skipped: Mapping[str, int]) -> tuple[str, ...]:
+    """A note for what is read out of a folder of which so many files were passed over for these reasons; none where no slice can be lacking."""
+    lost = [f"{skipped[reason]} x {reason}" for reason in LOST if skipped.get(reason)]
+    return (f"left out beside it, and perhaps slices of it: {', '.join(lost)}",) if lost else ()
 
 
 def is_placed(header: Header) -> bool:

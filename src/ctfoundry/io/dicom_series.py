@@ -88,13 +88,10 @@ def chosen(
             do="name one as FOLDER#SeriesInstanceUID or FOLDER#SeriesInstanceUID@PART, as listed",
         )
     apart = sum(h.series == volumes[0].headers[0].series for h in lone)
-    notes = []
+    notes: tuple[str, ...] = ()
     if apart:
-        notes.append(f"{apart} slices of the series left out: each alone in its size, spacing or orientation")
-    lost = [f"{skipped[reason]} x {reason}" for reason in dicom.LOST if skipped.get(reason)]
-    if lost:
-        notes.append(f"left out beside it, and perhaps slices of it: {', '.join(lost)}")
-    return volumes[0], tuple(notes)
+        notes += (f"{apart} slices of the series left out: each alone in its size, spacing or orientation",)
+    return volumes[0], notes + dicom.lost_beside(skipped)
 
 
 def read_file(

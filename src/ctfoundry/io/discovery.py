@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 
@@ -90,7 +90,8 @@ class Found:
     facts : what DICOM headers say of how it was taken; None for other formats.
     part : which part of its series this is ("acquisition 2", "phase 30%", ...) where the series was split; "" otherwise.
     part_number : its number among them, from 1; 0 for other formats than DICOM.
-    notes : what reading it will do to it, such as undoing a gantry tilt; the same texts stand in `Volume.notes`.
+    notes : what reading it will do to it, such as undoing a gantry tilt, and damaged slices in its folders, which may be of it; the same
+        texts stand in `Volume.notes`.
     folder : for DICOM, the smallest folder that holds all slices of its series.
     frames : the frames that it takes from each of `paths`, where these are multi-frame files; else empty.
     members : where `paths` is one zip archive, the names of its files in there; else empty.
@@ -152,7 +153,9 @@ class Found:
                 if isinstance(slices, str):
                     raise ReadError(f"is no longer a CT slice: {slices}", where=path, do="search the folder again")
                 headers += [h for h in slices if not self.frames or h.frame in self.frames[k]]
-            return dicom.read_stack(headers, self.name, kind=kind, cap=cap, threads=threads, allow_gaps=allow_gaps)
+            volume = dicom.read_stack(headers, self.name, kind=kind, cap=cap, threads=threads, allow_gaps=allow_gaps)
+            beside = tuple(note for note in self.notes if note not in volume.notes)
+            return replace(volume, notes=volume.notes + beside) if beside else volume
         except OSError as error:
             raise ReadError(f"cannot be read ({error.strerror or error})", where=self.name) from error
         except MemoryError as error:
@@ -192,6 +195,24 @@ class Skip:
 
 
 @dataclass(frozen=True)
+class Missing:
+    """What is missing because of files that could not be used (`Skip.lost`), as one thing.
+
+    place : a folder with slices, because nothing says which series they are of; an archive; or the file where its name says that it is
+    a volume. `reason` is the same for all of `paths`.
+    """
+
+    place: Path
+    reason: str
+    paths: tuple[Path, ...]
+
+    @property
+    def told(self) -> str:
+        """The reason, with how many files it holds for."""
+        return self.reason if self.paths == (self.place,) else f"{len(self.paths)} x {self.reason}"
+
+
+@dataclass(frozen=True)
 class Discovery:
     """What `discover` saw: volumes, and files passed over."""
 
@@ -203,6 +224,22 @@ class Discovery:
     def skipped(self) -> Mapping[str, int]:
         """How many files were passed over for each reason, most frequent first."""
         return dict(Counter(s.reason for s in self.skips).most_common())
+
+    @property
+    def passed_over(self) -> Counter[str]:
+        """How many files are no scans, by reason; those that may be one are `missing`."""
+        return Counter(skip.reason for skip in self.skips if not skip.lost)
+
+    @property
+    def missing(self) -> tuple[Missing, ...]:
+        """What could not even be recognised."""
+        alike: dict[tuple[Path, str], list[Path]] = defaultdict(list)
+        for skip in self.skips:
+            if skip.lost:
+                alike[_whole(skip), skip.reason.replace(NO_SCAN_FILE, "named like a scan, and holds none")].append(
+                    skip.path
+                )
+        return tuple(Missing(place, reason, tuple(paths)) for (place, reason), paths in alike.items())
 
     @property
     def scans(self) -> tuple[Found, ...]:
@@ -218,6 +255,13 @@ class Discovery:
             if f.members == (name,)
             or (f.series is not None and f.series == series and part in ("", f.part, str(f.part_number)))
         )
+
+
+def _whole(skip: Skip) -> Path:
+    """What is missing because of it."""
+    archive = skip.member or skip.reason.startswith(REFUSED)
+    whole = archive or skip.path.is_dir() or names.stem(skip.path) != skip.path.name
+    return skip.path if whole else skip.path.parent
 
 
 def discover(root: str | os.PathLike[str], *, deep: bool = True) -> Discovery:
@@ -289,6 +333,7 @@ def _discovered(folder: Path, files: Iterable[tuple[Path, Format | None, bytes, 
         counts[volume.headers[0].series] += 1
         found.append(_from_part(volume, counts[volume.headers[0].series], places))
     skips += [Skip(Path(h.path), SINGLE) for h in lone]
+    found = _noted(found, skips)
     labels, left = drawn.discovered([path for path, _ in structures], found)
     found += labels
     skips += [Skip(path, reason) for path, reason in structures if path in left]
@@ -297,6 +342,22 @@ def _discovered(folder: Path, files: Iterable[tuple[Path, Format | None, bytes, 
         suspects = {path.name for path in data_files}
         skips = [s for s in skips if s.path.name not in suspects or s.path.resolve() not in data_files]
     return Discovery(folder, tuple(sorted(found, key=lambda f: (f.paths[0], f.paths[-1], f.part))), tuple(skips))
+
+
+def _noted(found: list[Found], skips: list[Skip]) -> list[Found]:
+    """The DICOM series with a note where slices that could not be read lie in the same folders."""
+    lost: dict[Path, Counter[str]] = defaultdict(Counter)
+    for skip in skips:
+        if skip.reason in dicom.LOST:
+            lost[skip.path.parent][skip.reason] += 1
+    if not lost:
+        return found
+    noted = []
+    for item in found:
+        homes = {path.parent for path in item.paths} if item.format == "dicom" and item.problem is None else set()
+        note = dicom.lost_beside(sum((lost[home] for home in homes if home in lost), Counter[str]()))
+        noted.append(replace(item, notes=item.notes + note) if note else item)
+    return noted
 
 
 def slices_in(folder: Path, *, deep: bool = True) -> tuple[list[Header], Counter[str]]:

@@ -75,9 +75,9 @@ class Sources:
         passed = self.skipped + Counter({"label map": self.labels})
         return ", ".join(f"{count} x {reason}" for reason, count in passed.most_common(5))
 
-    def fail(self, path: str, reason: str) -> None:
+    def fail(self, path: str, reason: str, id: str = "") -> None:
         """Note what could not be opened."""
-        id = identity.name("scan", path)
+        id = id or identity.name("scan", path)
         self.failed[id], self.failed_paths[id] = reason, path
 
     def one(self, text: str) -> Scan:
@@ -192,7 +192,9 @@ def _from_store(path: Path, names: Sequence[str] | None) -> list[Source]:
 def _from_tree(path: Path, sources: Sources) -> list[Source]:
     found = []
     seen = io.discover(path)
-    sources.skipped.update(seen.skipped)
+    sources.skipped.update(seen.passed_over)
+    for lost in seen.missing:
+        sources.fail(str(lost.place), lost.told, identity.name("lost", str(lost.place), lost.reason))
     for item in seen.found:
         if item.is_label:
             sources.labels += 1
@@ -228,12 +230,12 @@ def query_in_index(
         return index.of_id(query).mean(0), [query]
     place = place_of(query)[0]
     if not place.exists():
-        raise UsageError("is neither an id of the index nor a file or folder", where=query)
+        raise UsageError(f"is neither an id of the index {folder} nor a file or folder", where=query)
     scan = resolve([query]).one(query)
     if scan.id in known:
         return index.of_id(scan.id).mean(0), [scan.id]
     if model is None:
-        raise UsageError("the query is not in the index", where=query, do="give --model, the one that made the index")
+        raise UsageError(f"is not in the index {folder}", where=query, do="give --model, the one that made the index")
     encoder = ModelOf(model, weights, device, seed).load()
     card = read_card(folder)
     patch, given = patch_of(card["model"]), patch_of(to_data(encoder.card))
@@ -246,6 +248,7 @@ def query_in_index(
     if name not in encoder.vectors:
         raise UsageError(
             f"a scan has no vector {name!r} of its own",
+            where=folder,
             do="embed it into the index and give its id, or another --vector",
         )
     return encoder(a_scan(scan, query), levels=(), vectors=(name,)).vectors[name].cpu(), [scan.id]
