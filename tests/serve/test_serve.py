@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -12,16 +13,16 @@ import pytest
 import torch
 
 import worlds
-from ctfoundry import identity, io, zoo
+from ctfoundry import identity, io, store, zoo
 from ctfoundry.errors import StoreError, UsageError
 from ctfoundry.memory import Memory
-from ctfoundry.retrieval import grids
+from ctfoundry.retrieval import grids, sources
 from ctfoundry.retrieval.cards import Settings
 from ctfoundry.retrieval.embed import embed
 from ctfoundry.retrieval.search import dense_map, find
-from ctfoundry.retrieval.search_maps import Looking, default_levels
+from ctfoundry.retrieval.search_maps import Looking, default_levels, scene
 from ctfoundry.retrieval.sources import resolve
-from ctfoundry.serve import jobs, opening, picture
+from ctfoundry.serve import jobs, opening, picture, work
 from serve.conftest import build
 
 PLANE_AXES = {"axial": 0, "coronal": 1, "sagittal": 2}
@@ -290,6 +291,44 @@ def test_stored_maps_answer_as_passes_do_and_no_scan_of_the_index_is_passed(tmp_
     assert said.pop().endswith("of 2 scans; the other 1 pass through the network once")
     again.job(kind="search", scan=found[0].id, point=point)
     assert encoder.seen == 2
+
+
+def test_maps_of_a_store_that_was_made_anew_are_not_used(tmp_path, serve):
+    """The id of a scan in a store is a name: only its content tells that the maps are of other voxels."""
+
+    def stored(first: int) -> list:
+        shutil.rmtree(tmp_path / "store", ignore_errors=True)
+        sources._opened.cache_clear()  # as another process
+        with store.create(tmp_path / "store") as scans:
+            for k in range(2):
+                scans.add(worlds.body(first + k), f"s{k}", patient=f"p{k}")
+        return resolve([str(tmp_path / "store")]).scans
+
+    found = stored(0)
+    embed([s.scan for s in found], worlds.tiny(), tmp_path / "index", Settings(grids=True))
+    identity.write_private(tmp_path / "index", {s.scan.id: s.path for s in found})
+    encoder = Slow(worlds.tiny())
+    encoder.gate.set()
+    point = [float(v) for v in worlds.body(0).world((10, 20, 22))]
+    for first, passes in ((0, 0), (5, 2)):
+        stored(first)
+        served = serve(folder=tmp_path / "index", encoder=encoder)
+        events = served.job(kind="search", scan="s0", point=point)
+        assert events[-1]["type"] == "done", events
+        assert encoder.seen == passes
+
+
+def test_features_too_large_for_half_precision_are_kept(index, monkeypatch):
+    """As half they would be infinite, and all similarities no numbers."""
+
+    def loud(*arguments):
+        there = scene(*arguments)
+        return replace(there, feature=replace(there.feature, data=there.feature.data * 1e6))
+
+    monkeypatch.setattr(work, "scene", loud)
+    kept = opening.engine(index.folder, worlds.tiny()).feature_map(index.names[0])
+    assert bool(kept.data.isfinite().all())
+    assert float(kept.data.abs().max()) > 65504
 
 
 def test_maps_of_other_levels_are_used_only_when_asked_for(tmp_path, serve, index):

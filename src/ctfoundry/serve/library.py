@@ -5,6 +5,7 @@ A scan is known by its id alone. Where it lies stands in the index's private fil
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import stat
@@ -112,7 +113,12 @@ class Library:
 
     def content(self, id: str) -> str:
         """The digest of an indexed scan as it lies there now, where that is known without reading it; else ""."""
-        source = self._entry(id).source
+        entry = self._entry(id)
+        source = entry.source
+        # the id of a file is made of its content, that of a scan in a store is a name, and says nothing of the voxels
+        if source is None and entry.path is not None and (place_of(entry.path)[0] / "store.json").is_file():
+            with contextlib.suppress(CTFoundryError, OSError):
+                source = self._found(id, entry.path)
         return source.scan.digest if source is not None else ""
 
     def describe(self, id: str) -> dict[str, object]:
