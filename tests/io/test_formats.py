@@ -208,6 +208,7 @@ LINES = b"two\nlines\n"
         {"space_directions": "(1.3,0,0) (0.3,0.8,0) (0,0.1,2.5)"},
         {"space_directions": "(0,1.3,0) (0,0,-0.8) (2.5,0,0)"},
         {"body": TEXT, "encoding": "ascii"},
+        {"body": TEXT, "encoding": "ascii", "drop": "endian"},
         {"body": TEXT.replace(b" ", b"\n"), "encoding": "text"},
         {"body": LINES + voxels().tobytes(), "line_skip": "2"},
         {"body": LINES + b"xyz" + voxels().tobytes(), "line_skip": "2", "byte_skip": "3"},

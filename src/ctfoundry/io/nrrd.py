@@ -121,11 +121,11 @@ def _declared(path: Path, fields: dict[str, str], end: int) -> Declared:
     if len(spatial) != 3 or any(sizes[a] != 1 for a in range(len(sizes)) if a not in spatial):
         kinds = f" of kinds {fields['kinds'][:60]}" if "kinds" in fields else ""
         raise NotAScanError(f"has axes {'x'.join(map(str, sizes))}{kinds}, not one volume", where=path)
-    dtype = np.dtype(_TYPES[fields["type"].lower()])
-    if dtype.itemsize > 1:
-        dtype = np.dtype({"little": "<", "big": ">"}[fields["endian"].lower()] + dtype.str[1:])
     encoding = fields["encoding"].lower()
     text = encoding in _TEXT_ENCODINGS
+    dtype = np.dtype(_TYPES[fields["type"].lower()])
+    if dtype.itemsize > 1 and not text:  # numbers in words have no order of bytes
+        dtype = np.dtype({"little": "<", "big": ">"}[fields["endian"].lower()] + dtype.str[1:])
     if encoding not in _PACKINGS:
         raise ReadError(f"packs its voxels as {encoding[:20]!r}", where=path, do="save it again as raw or gzip")
     name = fields.get("data file", fields.get("datafile"))
