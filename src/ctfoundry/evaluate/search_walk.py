@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
-from ctfoundry import files
+from ctfoundry import __version__, files
 from ctfoundry.encoder import Encoder
 from ctfoundry.errors import UsageError
 from ctfoundry.evaluate import search_arrays
@@ -56,8 +57,8 @@ class Way:
         return self.describe(volume) if self.describe else scene(self.encoder, volume, self.looking)
 
     def digest(self) -> str:
-        """Hash of what its cells and answers depend on beside the scans."""
-        how = [to_data(self.looking), self.describe is None, self.encoder.device.type]
+        """Hash of what its cells and answers depend on beside the scans; other programs may give other digits."""
+        how = [__version__, torch.__version__, to_data(self.looking), self.describe is None, self.encoder.device.type]
         return files.digest([VERSION, to_data(self.encoder.card), *how])
 
 

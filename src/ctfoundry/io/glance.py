@@ -59,7 +59,8 @@ def is_label(found: Found, *, cap: int = CAP) -> bool:
     if found.format == "dicom" or found.members:
         return found.read(cap=cap).kind == "label"
     declared = reading.HEADERS[found.format](found.path)
-    return not (not declared.text and _is_measured(declared, cap)) and found.read(cap=cap).kind == "label"
+    measured = not declared.text and _is_measured(declared, cap)
+    return not measured and found.read(cap=cap).kind == "label"
 
 
 def _is_measured(declared: raw.Declared, cap: int) -> bool:
