@@ -66,10 +66,11 @@ def hidden(prepared: Prepared, fill: Fill, size: Vec3, key: Key) -> Float[Tensor
     return mean + grain * x[:, known].std(1)[:, None, None, None]
 
 
-def exact_vectors(
-    encoder: Encoder, prepared: Prepared, target: Target, filled: Float[Tensor, "c d h w"], batch: int = 4
-) -> Vectors:
+def exact_vectors(encoder: Encoder, prepared: Prepared, target: Target, filled: Float[Tensor, "c d h w"]) -> Vectors:
     """The encoder run for each box: on batches where it sees the whole scan in one pass, else through its own extent."""
+    batch = (
+        1 if prepared.x.device.type == "cpu" else 4
+    )  # one scan fills a core's caches: four together take a tenth longer
 
     @torch.no_grad()
     def vectors(at: Starts, size: Vec3) -> Float64[Tensor, "b c"]:
