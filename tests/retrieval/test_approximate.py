@@ -190,15 +190,18 @@ def test_a_graph_that_grows_says_how_far_it_is(monkeypatch):
     assert searched.recall.value > 0.95
 
 
-def test_a_graph_that_cannot_be_stored_answers_all_the_same(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("reason", "said"), [("No space left on device", "the disk is full"), ("Input/output error", "Input/output error")]
+)
+def test_a_graph_that_cannot_be_stored_answers_all_the_same(tmp_path, monkeypatch, reason, said):
     """faiss tells a full disk by a RuntimeError; minutes of work must not be lost by it."""
 
     def full(graph, place):
-        raise RuntimeError(f"Error: 'ret == (1)' failed: write error in {place}: 0 != 1 (No space left on device)")
+        raise RuntimeError(f"Error: 'ret == (1)' failed: write error in {place}: 0 != 1 ({reason})")
 
     monkeypatch.setattr(faiss, "write_index", full)
-    said = []
-    searched = approximate.chosen(index_of(VECTORS), "hnsw", tmp_path / "graph.hnsw", say=said.append)
-    assert said == ["the graph cannot be stored, so the next search makes it again (No space left on device)"]
+    heard = []
+    searched = approximate.chosen(index_of(VECTORS), "hnsw", tmp_path / "graph.hnsw", say=heard.append)
+    assert heard == [f"the graph cannot be stored, so the next search makes it again ({said})"]
     assert searched.nearest(VECTORS[3], 1, without=["s3"]) == index_of(VECTORS).nearest(VECTORS[3], 1, without=["s3"])
     assert not list(tmp_path.iterdir())

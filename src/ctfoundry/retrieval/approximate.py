@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ctfoundry import files
-from ctfoundry.errors import UsageError
+from ctfoundry.errors import DiskFullError, UsageError
 from ctfoundry.keys import Key
 from ctfoundry.retrieval.index import Index, Neighbour
 
@@ -123,10 +123,9 @@ def approximate(index: Index, cache: Path | None = None, *, say: Callable[[str],
         if cache is not None:
             try:
                 _keep(graph, cache, digests[len(index)])
-            except RuntimeError as error:  # of faiss, in many lines: the disk is full; the graph is there all the same
-                say(
-                    f"the graph cannot be stored, so the next search makes it again ({str(error).rpartition('(')[2].rstrip(')')})"
-                )
+            except (DiskFullError, RuntimeError) as error:  # of faiss, in many lines; the graph is there all the same
+                why = error.what if isinstance(error, DiskFullError) else str(error).rpartition("(")[2].rstrip(")")
+                say(f"the graph cannot be stored, so the next search makes it again ({why})")
     return Approximate(index, graph, measured(index, graph))
 
 
