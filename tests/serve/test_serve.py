@@ -16,7 +16,7 @@ import worlds
 from ctfoundry import identity, io, store, zoo
 from ctfoundry.errors import StoreError, UsageError
 from ctfoundry.memory import Memory
-from ctfoundry.retrieval import grids, sources
+from ctfoundry.retrieval import folders, grids, sources
 from ctfoundry.retrieval.cards import Settings
 from ctfoundry.retrieval.embed import embed
 from ctfoundry.retrieval.search import dense_map, find
@@ -360,6 +360,13 @@ def test_an_index_of_another_model_and_a_folder_that_is_none_are_refused(index, 
         opening.engine(index.folder, worlds.tiny(seed=1))
     with pytest.raises(StoreError):
         opening.engine(tmp_path, worlds.tiny())
+
+
+def test_a_folder_whose_scans_were_all_taken_out_opens_as_an_empty_page(tmp_path, serve):
+    small = build(tmp_path, worlds.tiny(), count=1)
+    folders.remove(small.folder, list(opening.engine(small.folder, worlds.tiny()).library.ids))
+    with serve(folder=small.folder).client() as client:
+        assert client.get("/api/scans").json()["scans"] == []
 
 
 def test_an_index_of_another_patch_is_refused_and_the_same_in_other_words_is_not(tmp_path):

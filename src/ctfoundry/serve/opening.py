@@ -12,6 +12,7 @@ from typing import Any
 from ctfoundry.encoder import Encoder
 from ctfoundry.errors import UsageError
 from ctfoundry.memory import Memory
+from ctfoundry.retrieval import parts
 from ctfoundry.retrieval.cards import held_levels, how_they_differ, read_card, same_model
 from ctfoundry.retrieval.embed import load_index
 from ctfoundry.retrieval.search import how_to_look
@@ -58,8 +59,8 @@ def engine(
     held = held_levels(card)
     if held and set(looking.levels) <= set(held):
         looking = grid_looking(folder, encoder, looking.levels)
-    # nothing embedded yet: the page says so, and files can be opened on it
-    index = load_index(folder) if any((folder / "parts").glob("*.safetensors")) else None
+    # nothing embedded yet, or all taken out: the page says so, and files can be opened on it
+    index = load_index(folder) if parts.catalogue(folder).scans() else None
     given = resolve(scans) if scans else None
     for id, reason in (given.failed if given else {}).items():
         say(f"left out: {id} ({given.paths[id] if given else ''}): {reason}")
