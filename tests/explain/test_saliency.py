@@ -141,6 +141,9 @@ def test_region_point_and_similarity_are_watched() -> None:
     roi = Volume(voxels, prepared.affine, "label", {1: "one", 2: "two"})
     target = target_of(encoder, prepared, roi=roi, label="two")
     assert torch.allclose(target.base.float(), encoder(prepared, roi=roi).vectors["roi:two"], rtol=1e-4, atol=1e-5)
+    for text in ("2", "two"):
+        found = target_of(encoder, prepared, roi=roi, label=text)
+        assert (found.name, torch.equal(found.base, target.base)) == ("roi:two", True)
     place = grid.world((3, 5, 7)) + (1.0, -2.0, 3.0)
     at_point = target_of(encoder, prepared, point=place)
     assert torch.allclose(at_point.base.float(), grid.sample(place[None])[0], rtol=1e-4, atol=1e-5)

@@ -247,6 +247,10 @@ def test_a_map_that_disagrees_is_doubted() -> None:
     for wrong in ({"correlation": 0.5}, {"worst": 0.9}):
         assert "--mode exact" in str(doubt(fine | wrong))
     assert "rounding" in str(doubt(fine | {"largest": 1e-14}))
+    few = fine | {"boxes": 2, "correlation": None}  # which nothing can be said of but how far they lie apart
+    assert doubt(few) is None
+    assert "(largest difference 90% of the largest)" in str(doubt(few | {"worst": 0.9}))
+    assert "rounding" in str(doubt(few | {"largest": 1e-14}))
 
 
 def test_places_are_numbered_row_by_row() -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import worlds
-from ctfoundry import zoo
+from ctfoundry import identity, zoo
 from ctfoundry.errors import StoreError, UsageError
 from ctfoundry.ingest import Inline, Local
 from ctfoundry.retrieval import approximate, folders, matrix, parts
@@ -155,6 +155,23 @@ def test_merge(tmp_path):
     with pytest.raises(StoreError, match="other weights"):
         folders.merge(tmp_path / "new", [a, b])
     assert not (tmp_path / "new").exists()
+
+
+def test_a_merge_that_is_killed_loses_no_place(tmp_path, monkeypatch):
+    a, out, write = tmp_path / "a", tmp_path / "out", parts.write
+    filled(a, 0, 1)
+    identity.write_private(a, {"s0": "/there/0", "s1": "/there/1", "gone": "/there/2"})
+
+    def killed(*given: object) -> None:
+        write(*given)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(parts, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folders.merge(out, [a])
+    monkeypatch.setattr(parts, "write", write)
+    folders.merge(out, [a])
+    assert json.loads((out / identity.PRIVATE).read_text()) == {"s0": "/there/0", "s1": "/there/1"}
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])

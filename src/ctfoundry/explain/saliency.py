@@ -23,7 +23,7 @@ import torch
 from ctfoundry import files
 from ctfoundry.encoder import Encoder
 from ctfoundry.errors import UsageError
-from ctfoundry.explain.saliency_passes import FILLS, Fill, Way, exact_vectors, fast_vectors, hidden
+from ctfoundry.explain.saliency_passes import FILLS, PASSES, Fill, Way, exact_vectors, fast_vectors, hidden
 from ctfoundry.explain.saliency_target import Target
 from ctfoundry.geometry import Vec3
 from ctfoundry.keys import Key
@@ -152,7 +152,7 @@ def measure(
     drawn = shuffled(differ, settings.seed)
     check, rest = np.sort(drawn[: settings.checked]), drawn[settings.checked :]
     tell = progress or (lambda done, count: None)
-    slow = Way(exact_vectors(encoder, prepared, target, filled), "one pass a box")
+    slow = Way(exact_vectors(encoder, prepared, target, filled), "one pass a box", PASSES)
     began = time.perf_counter()
     way = None
     if settings.mode == "fast":
@@ -230,16 +230,18 @@ def agreement(ours: Float64[np.ndarray, "n"], true: Float64[np.ndarray, "n"]) ->
 
 def doubt(checked: dict[str, Any]) -> str | None:
     """What to say where a fast map and the boxes computed exactly do not agree, or where these are rounding; None where nothing is."""
-    if not checked["boxes"] or checked["correlation"] is None:
+    if not checked["boxes"]:
         return None
     if checked["largest"] < ROUNDING:
         return (
             f"{checked['boxes']} boxes turn the vector by less than float32 tells ({ROUNDING:g}): the map is rounding"
         )
-    if checked["correlation"] >= AGREES and checked["worst"] <= FAR:
+    together = checked["correlation"]  # None of one or two boxes, and where one side is the same everywhere
+    if (together is None or together >= AGREES) and checked["worst"] <= FAR:
         return None
+    how = "" if together is None else f"correlation {together:.2f}, "
     return (
-        f"the fast map differs from {checked['boxes']} boxes computed exactly (correlation {checked['correlation']:.2f}, "
+        f"the fast map differs from {checked['boxes']} boxes computed exactly ({how}"
         f"largest difference {checked['worst']:.0%} of the largest); --mode exact does not"
     )
 

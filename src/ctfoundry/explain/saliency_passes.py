@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 Fill = Literal["air", "mean", "blurred", "noise"]
 FILLS: tuple[Fill, ...] = get_args(Fill)
 
+PASSES = 4
+"""Boxes of one pass each that are done at a time: after them a run that is killed continues, and between them it says how far it is."""
 FITTED = 8
 """Boxes that a transformer is run on exactly to learn in which directions its vector turns."""
 WORTH = 100
@@ -133,7 +135,7 @@ def fast_vectors(
         need = held_bytes(network, shape, target, 2 + FITTED + RANDOM)
         if need > SHARE_OF_MEMORY * _memory(prepared.x.device):
             slow = exact_vectors(encoder, prepared, target, filled)
-            return Way(slow, f"one pass a box, because following tokens would take {need / 2**30:.3g} GiB")
+            return Way(slow, f"one pass a box, because following tokens would take {need / 2**30:.3g} GiB", PASSES)
         return _by_tokens(encoder, prepared, target, filled, size, some[:FITTED], key, tell)
     return None
 

@@ -93,7 +93,9 @@ def target_of(
     point: Sequence[float] | None = None,
     reference: Tensor | None = None,
 ) -> Target:
-    """What to watch in one prepared scan: the card's vector, a region `label` of the label map `roi`, or a `point` (mm, RAS+).
+    """What to watch in one prepared scan: the card's vector, a region of the label map `roi`, or a `point` (mm, RAS+).
+
+    `label` is the region's name, or its number; a map of one region needs none.
 
     Raises UsageError for a region or point that the scan does not hold, ContractError for windows stacked along axis 0.
     """
@@ -109,11 +111,14 @@ def target_of(
     weight = grid.valid.float() if bool(grid.valid.any()) else torch.ones_like(grid.valid, dtype=torch.float32)
     how: Literal["weights", "max", "min"] = "max" if name == "max" else "min" if name == "min" else "weights"
     if roi is not None:
-        found = [k for k in roi_vectors(grid, roi) if label is None or k == f"roi:{label}"]
+        held = [key.removeprefix("roi:") for key in roi_vectors(grid, roi)]
+        numbered = {str(number): called for number, called in (roi.names or {}).items()}
+        wanted = label if label is None or label in held else numbered.get(label, label)
+        found = [called for called in held if wanted in (None, called)]
         if len(found) != 1:
-            held = ", ".join(k.removeprefix("roi:") for k in roi_vectors(grid, roi)) or "none"
-            raise UsageError(f"one region is needed, {label or 'no label'} was asked for; the map holds {held}")
-        name, how, weight = found[0], "weights", _roi_weight(grid, roi, found[0].removeprefix("roi:"))
+            there = ", ".join(held) or "none"
+            raise UsageError(f"one region is needed, {label or 'no label'} was asked for; the map holds {there}")
+        name, how, weight = f"roi:{found[0]}", "weights", _roi_weight(grid, roi, found[0])
     elif point is not None:
         if not grid.holds(point):
             raise UsageError(f"the point {tuple(point)} lies outside the prepared scan")

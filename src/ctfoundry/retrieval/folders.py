@@ -87,6 +87,9 @@ def merge(out: Path, sources: Sequence[Path]) -> dict[str, int]:
         there = parts.catalogue(out).scans()
         for source in sources:
             came: dict[str, str] = {}
+            new = {id for id, digest in parts.catalogue(source).scans().items() if there.get(id) != digest}
+            # before their vectors: where a merge is killed, the next one takes them for known
+            identity.write_private(out, {id: path for id, path in _paths(source).items() if id in new})
             for _, rows, vectors in _living(source):
                 fresh = [i for i, row in enumerate(rows) if there.get(row.id) != row.digest]
                 for id in dict.fromkeys(rows[i].id for i in fresh):
@@ -96,7 +99,6 @@ def merge(out: Path, sources: Sequence[Path]) -> dict[str, int]:
                     came |= {rows[i].id: rows[i].digest for i in fresh}
             there |= came
             counts[str(source)] = len(came)
-            identity.write_private(out, {id: path for id, path in _paths(source).items() if id in came})
         parts.write_index(out)
     return counts
 
