@@ -242,15 +242,21 @@ def test_where_it_does_not_apply_one_pass_a_box_remains(monkeypatch: pytest.Monk
 
 def test_a_map_that_disagrees_is_doubted() -> None:
     fine = {"boxes": 12, "largest": 1e-5, "correlation": 0.99, "worst": 0.1}
-    assert doubt(fine) is None
-    assert doubt({"boxes": 0}) is None
+    assert doubt(fine, 1e-4) is None
+    assert doubt({"boxes": 0}, 1e-4) is None
     for wrong in ({"correlation": 0.5}, {"worst": 0.9}):
-        assert "--mode exact" in str(doubt(fine | wrong))
-    assert "rounding" in str(doubt(fine | {"largest": 1e-14}))
+        assert "--mode exact" in str(doubt(fine | wrong, 1e-4))
     few = fine | {"boxes": 2, "correlation": None}  # which nothing can be said of but how far they lie apart
-    assert doubt(few) is None
-    assert "(largest difference 90% of the largest)" in str(doubt(few | {"worst": 0.9}))
-    assert "rounding" in str(doubt(few | {"largest": 1e-14}))
+    assert doubt(few, 1e-4) is None
+    assert "(largest difference 90% of the largest)" in str(doubt(few | {"worst": 0.9}, 1e-4))
+
+
+def test_rounding_is_said_of_maps_and_boxes_without_meaning() -> None:
+    still = {"boxes": 3, "largest": 1e-14, "correlation": 0.1, "worst": 2.0}
+    for checked in (still, {"boxes": 0}):  # also where every box was exact
+        assert "the map is rounding" in str(doubt(checked, 1e-13))
+    # of the features at a point, say, which few boxes touch: none of the three
+    assert "check nothing" in str(doubt(still, 1.7))
 
 
 def test_places_are_numbered_row_by_row() -> None:

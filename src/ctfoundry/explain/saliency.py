@@ -228,13 +228,17 @@ def agreement(ours: Float64[np.ndarray, "n"], true: Float64[np.ndarray, "n"]) ->
     }
 
 
-def doubt(checked: dict[str, Any]) -> str | None:
-    """What to say where a fast map and the boxes computed exactly do not agree, or where these are rounding; None where nothing is."""
+def doubt(checked: dict[str, Any], most: float) -> str | None:
+    """What to say where a map, whose largest deviation is `most`, is rounding, or does not agree with the boxes computed exactly;
+    None where nothing is."""
+    if most < ROUNDING:
+        return f"no box turns the vector by more than float32 tells ({ROUNDING:g}): the map is rounding"
     if not checked["boxes"]:
         return None
     if checked["largest"] < ROUNDING:
         return (
-            f"{checked['boxes']} boxes turn the vector by less than float32 tells ({ROUNDING:g}): the map is rounding"
+            f"{checked['boxes']} boxes computed exactly turn the vector by less than float32 tells ({ROUNDING:g}), so they check "
+            "nothing; a larger --checked may meet others"
         )
     together = checked["correlation"]  # None of one or two boxes, and where one side is the same everywhere
     if (together is None or together >= AGREES) and checked["worst"] <= FAR:

@@ -66,8 +66,9 @@ def summary(
 
 
 def _doubts(found: Saliency, other: Saliency | None) -> list[str]:
-    own, beside = doubt(found.checked), None if other is None else doubt(other.checked)
-    return [text for text in (own, beside and f"random weights: {beside}") if text]
+    told = [("", found)] + ([] if other is None else [("random weights: ", other)])
+    doubts = [(start, doubt(map.checked, float(np.abs(map.scores).max()))) for start, map in told]
+    return [start + text for start, text in doubts if text]
 
 
 def picture(volume: Volume, prepared: Prepared, found: Saliency, point: np.ndarray, *, height: int = 300) -> Picture:
