@@ -7,7 +7,7 @@ from typing import Any
 
 from ctfoundry.errors import CTFoundryError, ReadError
 from ctfoundry.ingest.rules import public
-from ctfoundry.io import Discovery, Facts, Found, Skip, discover, discovery, reading, studies
+from ctfoundry.io import Discovery, Facts, Found, Skip, discover, discovery, reading, skips, studies
 from ctfoundry.io.phi import tidy
 from ctfoundry.io.places import place_of
 from ctfoundry.report.text import visible
@@ -56,7 +56,7 @@ def _one_file(path: Path) -> Discovery:
             tuple(s for s in around.skips if s.path == path),
         )
     if form is None:
-        return Discovery(path, (), (Skip(path, "empty file" if not start else discovery.NO_SCAN_FILE),))
+        return Discovery(path, (), (Skip(path, skips.EMPTY if not start else skips.NO_SCAN_FILE),))
     return Discovery(path, (discovery.from_file(path, form)[0],), ())
 
 

@@ -26,7 +26,7 @@ from ctfoundry.ingest.rules import CHOICES, Checks, LeftOut
 from ctfoundry.ingest.task import STAGES, Job, Result, memory_of
 from ctfoundry.ingest.workers import Executor, Inline, pace
 from ctfoundry.io import Found, zip_directory
-from ctfoundry.io.discovery import Missing
+from ctfoundry.io.skips import Missing
 from ctfoundry.record import Record
 from ctfoundry.settings import to_data
 from ctfoundry.store import Store, create, open_store

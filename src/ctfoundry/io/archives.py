@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctfoundry.errors import CTFoundryError, NotAScanError, ReadError, TooLargeError
+from ctfoundry.io.skips import SINGLE, Skip
 from ctfoundry.io.stream import CAP
 from ctfoundry.io.zip_directory import OPEN_IT, Member, member_of, members, pieces
 from ctfoundry.volume import Kind, Volume
@@ -105,7 +106,7 @@ def discover(path: Path) -> Discovery:
 def _look(path: Path) -> _Seen:
     from ctfoundry.io import discovery, reading
 
-    skips: list[discovery.Skip] = []
+    skips: list[Skip] = []
     dicom: list[str] = []
     budget = LOOK_LIMIT
     with _private(path) as place:
@@ -116,7 +117,7 @@ def _look(path: Path) -> _Seen:
             fmt = reading.format_of(target, start)
             if fmt is None:
                 target.unlink()
-                skips.append(discovery.Skip(path, discovery.reason_of(start), member.name))
+                skips.append(Skip(path, discovery.reason_of(start), member.name))
                 continue
             if fmt == "dicom":
                 dicom.append(member.name)
@@ -129,8 +130,8 @@ def _look(path: Path) -> _Seen:
                 place.put(member, limit)
         inner = discovery.discover(place.folder)
         found = [_outside(item, place) for item in inner.found]
-        lone = [place.names[s.path.name] for s in inner.skips if s.reason == discovery.SINGLE]
-    skips += [discovery.Skip(path, s.reason, place.names.get(s.path.name, "")) for s in inner.skips]
+        lone = [place.names[s.path.name] for s in inner.skips if s.reason == SINGLE]
+    skips += [Skip(path, s.reason, place.names.get(s.path.name, "")) for s in inner.skips]
     return _Seen(discovery.Discovery(path, tuple(found), tuple(skips)), dicom, lone)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from ctfoundry import io
 from ctfoundry.errors import NotAScanError
-from ctfoundry.io.discovery import SINGLE, Found
+from ctfoundry.io.discovery import Found
+from ctfoundry.io.skips import SINGLE
 from ctfoundry.io.zip_directory import is_zip
 
 MOST = 200
