@@ -46,7 +46,7 @@ def explain_saliency(
     from ctfoundry.encoder import Encoder
     from ctfoundry.errors import CTFoundryError, UsageError
     from ctfoundry.explain import saliency_page
-    from ctfoundry.explain.saliency import Ledger, Saliency, Settings, measure
+    from ctfoundry.explain.saliency import VERSION, Ledger, Saliency, Settings, measure
     from ctfoundry.explain.saliency_target import target_of
     from ctfoundry.record import Record
     from ctfoundry.report import page
@@ -80,7 +80,7 @@ def explain_saliency(
             features = used(other)
             reference = features.vector if to_point is None else features.grid.sample([_point(to_point)])[0]
         target = target_of(used, prepared, roi=labels, label=label, point=place, reference=reference)
-        ledger = Ledger.at(part, files.digest([digest, to_data(used.card), to_data(settings), aim]))
+        ledger = Ledger.at(part, files.digest([VERSION, digest, to_data(used.card), to_data(settings), aim]))
         began = time.time()
         with Progress(title, quiet=state.quiet, unit="box") as bar:
             told = [0.0]

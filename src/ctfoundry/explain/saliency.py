@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 Mode = Literal["exact", "fast"]
 SAVE_SECONDS = 15.0
+VERSION = 2
+"""Of how boxes are computed; grows when the same settings give other deviations, so that no kept ones are mixed with them."""
 ROUNDING = 1e-12
 """Deviations below which vectors in float32, good to some 1e-7, tell nothing: a hundred times the square of that."""
 AGREES, FAR = 0.95, 0.3
