@@ -198,6 +198,7 @@ class Bars:
 
     def __call__(self, title: str, done: int, of: int) -> None:
         """`done` of `of` of the part called `title`, which began when the part before it ended."""
+        from ctfoundry.report.text import rate
         from ctfoundry.train.progress import Progress
 
         now = time.monotonic()
@@ -211,7 +212,7 @@ class Bars:
         self.bar.step(done, done / of, seconds)
         if done == of or now - self.told > LINE_SECONDS or self.bar.is_bar:
             self.told = now
-            self.bar.log(done, done / of, seconds, f"{done / seconds:.2g}/s")
+            self.bar.log(done, done / of, seconds, f"{rate(done / seconds)}/s")
 
     def close(self) -> None:
         """Leave the last bar as it is."""

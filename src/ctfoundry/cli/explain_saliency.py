@@ -50,6 +50,7 @@ def explain_saliency(
     from ctfoundry.explain.saliency_target import target_of
     from ctfoundry.record import Record
     from ctfoundry.report import page
+    from ctfoundry.report.text import rate
     from ctfoundry.retrieval.sources import resolve
     from ctfoundry.settings import to_data
     from ctfoundry.train.progress import Progress
@@ -90,7 +91,7 @@ def explain_saliency(
                 bar.step(done, done / count, took)
                 if took - told[0] > 10:
                     told[0] = took
-                    bar.log(done, done / count, took, f"{done / took:.2g} boxes/s")
+                    bar.log(done, done / count, took, f"{rate(done / took)} boxes/s")
 
             return measure(used, prepared, target, settings, ledger=ledger, progress=tell), prepared, target.name
 

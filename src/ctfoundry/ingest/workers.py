@@ -24,6 +24,7 @@ from ctfoundry.errors import UsageError
 from ctfoundry.ingest import task
 from ctfoundry.ingest.rules import LeftOut
 from ctfoundry.memory import machine_memory
+from ctfoundry.report.text import rate
 
 ATTEMPTS = 2
 """So often a job is given to a worker that dies."""
@@ -43,8 +44,8 @@ def pace(done: int, total: int, seconds: float) -> str:
     >>> pace(920, 1000, 2.0), pace(3, 10, 60.0)
     ('460 a second, 0 s left', '0.05 a second, 140 s left')
     """
-    rate = done / max(seconds, 1e-9)
-    return f"{f'{rate:.2g}' if rate < 10 else f'{rate:,.0f}'} a second, {(total - done) / rate:.0f} s left"
+    speed = done / max(seconds, 1e-9)
+    return f"{rate(speed)} a second, {(total - done) / speed:.0f} s left"
 
 
 class Work(Protocol):

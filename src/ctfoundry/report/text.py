@@ -1,4 +1,4 @@
-"""Text from outside (file names, headers) before it is shown."""
+"""Text before it is shown: from outside (file names, headers), and numbers of progress."""
 
 from __future__ import annotations
 
@@ -16,3 +16,12 @@ def visible(text: str) -> str:
     'CHEST�'
     """
     return _UNSEEN.sub("\ufffd", text)
+
+
+def rate(number: float) -> str:
+    """How many a second, without powers of ten where it is fast.
+
+    >>> rate(460.0), rate(0.05)
+    ('460', '0.05')
+    """
+    return f"{number:.2g}" if number < 10 else f"{number:,.0f}"

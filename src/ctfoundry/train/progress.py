@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from ctfoundry.report.text import rate
+
 
 class Progress:
     """A bar with rate and time left where stderr is a terminal and rich is installed; otherwise one line a log step.
@@ -46,7 +48,9 @@ class Progress:
     def step(self, done: int, share: float, seconds: float) -> None:
         """`done` steps in `seconds`, which is `share` of the work."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=min(share, 1.0), rate=f"{self.unit} {done}, {done / seconds:.2g}/s")
+            self._bar.update(
+                self._task, completed=min(share, 1.0), rate=f"{self.unit} {done}, {rate(done / seconds)}/s"
+            )
 
     def log(self, done: int, share: float, seconds: float, text: str) -> None:
         """The text of a log step."""
