@@ -458,6 +458,26 @@ def test_writers_of_one_id_are_kept_apart(tmp_path, scan):
     assert not list((tmp_path / "s" / "scans").glob(".*"))
 
 
+def test_a_table_that_is_being_written_is_no_leftover_for_who_opens_the_store_meanwhile(tmp_path, scan, monkeypatch):
+    with store.create(tmp_path / "s", "native") as opened:
+        opened.add(scan(), "one", patient="p")
+    (tmp_path / "s" / "index.npy").unlink()
+    write, kept = index.write, []
+
+    def meanwhile(path, table):
+        part = path.with_name(".ctfoundry-part-1-index.npy")
+        part.write_bytes(b"half")
+        monkeypatch.setattr(index, "write", write)
+        store.open_store(path.parent)
+        kept.append(part.exists())
+        part.unlink(missing_ok=True)
+        write(path, table)
+
+    monkeypatch.setattr(index, "write", meanwhile)
+    store.open_store(tmp_path / "s")
+    assert kept == [True]
+
+
 def test_adding_does_not_rebuild_the_table(tmp_path, scan, monkeypatch):
     """Adding n scans costs n, not n squared: the table is merged when it is asked for."""
     calls = []

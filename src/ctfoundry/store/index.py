@@ -7,6 +7,7 @@ sidecars are the truth; the index is made from them and can be deleted at any ti
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import overload
@@ -34,6 +35,10 @@ ROW = np.dtype(
 """One scan: 388 bytes. A box of -1 stands for none; `bytes` and `sha256` are those of the array file."""
 
 _NONE = ((-1, -1),) * 3
+
+
+_PARSING = threading.Lock()
+"""numpy parses a header with `ast`, which in Python 3.11 raises SystemError where several threads do so at once."""
 
 
 def row_of(sidecar: Sidecar) -> np.ndarray:
@@ -68,7 +73,8 @@ def write(path: Path, table: np.ndarray) -> None:
 def read(path: Path) -> np.ndarray | None:
     """The memory-mapped table, or None when the file is missing, cut off or of another layout."""
     try:
-        table = np.load(path, mmap_mode="r", allow_pickle=False)
+        with _PARSING:
+            table = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
     if not isinstance(table, np.ndarray) or table.dtype != ROW or table.ndim != 1:

@@ -414,7 +414,8 @@ class Store:
             on_disk[k] = (self._scans / f"{base['id'][k].decode()}.b2nd").exists()
         whole = index.merged(base[on_disk], found)
         if table is None or not np.array_equal(table, whole):
-            with contextlib.suppress(PermissionError):
+            # under the writers' lock: another process that opens the store would take the unfinished table for a leftover
+            with files.unless_read_only(), self._writing():
                 index.write(place, whole)
         return Entries(whole, self._scans, self.path.name)
 
